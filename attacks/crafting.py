@@ -1,0 +1,82 @@
+"""The contract between an attack and the model that it attacks: nothing of the model changes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+BatchNorm = Literal["eval", "train"]
+
+
+@contextmanager
+def crafting(model: nn.Module, batchnorm: BatchNorm = "eval") -> Iterator[None]:
+    """Inside, gradients flow to inputs alone; afterwards the model is exactly what it was, an exception included.
+
+    Parameters are frozen (a compiled graph would compute their gradients otherwise), every sub-module is in eval
+    mode, and grad mode is on whatever surrounds the call: Lightning's ``test`` runs without. Each sub-module's
+    ``training`` flag, each parameter's ``requires_grad`` and, where they can move, all buffers are put back.
+
+    Args:
+        model: the attacked model.
+        batchnorm: ``train`` lets batch-norm layers normalise by the batch's own statistics, as the authors' code of
+            ARD does; their running averages are put back too.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    moving = [module for module, _ in modes if batchnorm == "train" and isinstance(module, _BatchNorm)]
+    buffers = [(buffer, buffer.clone()) for module in moving for buffer in module.buffers(recurse=False)]
+    try:
+        for module, _ in modes:
+            module.training = False  # not .eval(), which would recurse once per sub-module
+        for module in moving:
+            module.training = True
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+class Tempered(nn.Module):
+    """A model whose logits are divided by a temperature: ``z(x) / T``."""
+
+    def __init__(self, model: nn.Module, temperature: float) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"A temperature must be positive, got {temperature}.")
+        self.model = model
+        self.temperature = temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x) / self.temperature
+
+
+def tempered(model: nn.Module, temperature: float) -> nn.Module:
+    """The model at a temperature; itself at T = 1."""
+    return model if temperature == 1 else Tempered(model, temperature)
+
+
+def input_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, objective: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Gradient with respect to the input of ``objective(model(x), y)``, and its values.
+
+    Values are summed, not averaged, so an image's gradient does not depend on the batch around it.
+
+    Returns:
+        The gradient, shaped like ``x``, and the objective of every image, shape (B,).
+    """
+    x = x.detach().requires_grad_()
+    values = objective(model(x).float(), y)
+    (gradient,) = torch.autograd.grad(values.sum(), x)
+    return gradient, values.detach()

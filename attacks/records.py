@@ -1,0 +1,76 @@
+"""What an evaluator says: records with their sample size and interval, and where they are kept."""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval for a share of successes (Wilson 1927), 95 % by default.
+
+    Unlike the normal approximation it stays inside [0, 1] and does not collapse at 0 or n successes.
+
+    Raises:
+        ValueError: for n < 1 or successes outside [0, n].
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"An interval needs 0 <= successes <= n and n >= 1, got {successes} of {n}.")
+    share = successes / n
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured quantity.
+
+    Attributes:
+        metric: what was measured, such as ``PGD-20``.
+        value: the share of images on which the model is right, in [0, 1].
+        n: number of images.
+        low: lower end of the 95 % interval.
+        high: upper end of the 95 % interval.
+        seconds: wall-clock time of the measurement.
+        threat: the threat model, empty for clean images.
+        model: whose figure it is: ``student``, ``teacher``, ``network``.
+        checkpoint: which weights: ``best``, ``last``, or a path.
+    """
+
+    metric: str
+    value: float
+    n: int
+    low: float
+    high: float
+    seconds: float
+    threat: str = ""
+    model: str = ""
+    checkpoint: str = ""
+
+
+def share(metric: str, successes: int, n: int, seconds: float, threat: str = "") -> Record:
+    """The record of a share of images, with its Wilson interval."""
+    low, high = wilson(successes, n)
+    return Record(metric, successes / n, n, low, high, round(seconds, 3), threat)
+
+
+def write_records(folder: Path, records: Sequence[Record]) -> None:
+    """Appends records to ``results.jsonl`` in a folder and rewrites ``results.csv`` from all of them.
+
+    The table appears whole or not at all, so an interrupted write loses nothing that stood there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = folder / "results.jsonl"
+    with lines.open("a") as file:
+        file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
+    partial = folder / ".results.csv.partial"
+    with partial.open("w", newline="") as file:
+        table = csv.DictWriter(file, [field.name for field in fields(Record)])
+        table.writeheader()
+        table.writerows(json.loads(line) for line in lines.read_text().splitlines())
+    os.replace(partial, folder / "results.csv")

@@ -1,0 +1,11 @@
+"""Datasets: images as uint8 tensors in memory, put together into batches and augmented on the training device."""
+
+from datamodules.base import Batch, Images, Indices, Split
+from datamodules.cifar10 import CIFAR10
+from datamodules.cifar100 import CIFAR100
+from datamodules.digits import Digits
+from datamodules.image_folder import ImageFolder
+from datamodules.mnist import MNIST
+from datamodules.toy_ring import ToyRing
+
+__all__ = ["CIFAR10", "CIFAR100", "MNIST", "Batch", "Digits", "ImageFolder", "Images", "Indices", "Split", "ToyRing"]

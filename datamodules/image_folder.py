@@ -1,0 +1,169 @@
+"""A person's own images: one folder per class."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from pytorch_lightning.utilities import rank_zero_only
+from rich.progress import track
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from datamodules.base import Images
+from networks.base import Facts
+
+
+class ImageFolder(Images):
+    """Images in folders named after their classes: ``root/train/<class>/*`` and ``root/test/<class>/*``.
+
+    Where ``root`` holds the class folders themselves, a share of every class is held out for the test. Images are
+    read at any depth below a class; names that begin with a dot are passed over. Labels follow the sorted names.
+
+    Args:
+        root: the folder.
+        size: height and width that every image is brought to, in pixels: the largest centred square is scaled. An
+            image that has this size already is left as it is.
+        channels: 3 for colour, 1 for grey.
+        mean: per-channel mean of the images, in [0, 1]; 0.5 by default.
+        std: per-channel standard deviation, in [0, 1]; 0.25 by default.
+        train: name of the training images' folder.
+        test: name of the test images' folder.
+        test_fraction: share of each class held out where there are no such two folders, in (0, 1); at least one image.
+            ``split_seed`` chooses which.
+        kwargs: see :class:`Images`.
+
+    Raises:
+        FileNotFoundError: if a folder is missing, holds no classes, or a class holds no images.
+        ValueError: if the classes are fewer than 2 or differ between train and test, or a file cannot be read.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        size: int,
+        channels: int = 3,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        train: str = "train",
+        test: str = "test",
+        test_fraction: float = 0.2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if channels not in (1, 3):
+            raise ValueError(f"Images are read with 1 channel (grey) or 3 (colour), got channels={channels}.")
+        if not 0 < test_fraction < 1:
+            raise ValueError(f"test_fraction is a share of each class, in (0, 1), got {test_fraction}.")
+        self.root = Path(root)
+        self.size = size
+        self.channels = channels
+        self.mean = mean or [0.5] * channels
+        self.std = std or [0.25] * channels
+        self.train = train
+        self.test = test
+        self.test_fraction = test_fraction
+
+    @property
+    def facts(self) -> Facts:
+        """The facts, classes read from the folders' names."""
+        names = tuple(self._files[True])
+        return Facts(len(names), self.channels, self.size, tuple(self.mean), tuple(self.std), names=names)
+
+    def load(self, train: bool) -> tuple[Tensor, Tensor]:
+        files = self._files[train]
+        paths = [path for of_class in files.values() for path in of_class]
+        labels = torch.arange(len(files)).repeat_interleave(torch.tensor([len(paths) for paths in files.values()]))
+        images = torch.empty(len(paths), self.channels, self.size, self.size, dtype=torch.uint8)
+        with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
+            decoded = pool.map(partial(read_image, size=self.size, channels=self.channels), paths)
+            for position, image in enumerate(_progress(decoded, len(paths), f"Reading {self.root}")):
+                images[position] = image
+        return images, labels
+
+    @cached_property
+    def _files(self) -> dict[bool, dict[str, list[Path]]]:
+        """The files of each class, of the training set (True) and of the test set (False)."""
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"There is no folder {self.root}: root must name the folder with your images.")
+        train, test = self.root / self.train, self.root / self.test
+        if not (train.is_dir() or test.is_dir()):
+            return self._held_out(class_files(self.root))
+        for folder, other in ((train, test), (test, train)):
+            if not folder.is_dir():
+                raise FileNotFoundError(
+                    f"There is {other} but no {folder}: give both, or class folders in {self.root}."
+                )
+        files = {True: class_files(train), False: class_files(test)}
+        if different := sorted(files[True].keys() ^ files[False].keys()):
+            raise ValueError(f"{train} and {test} must hold the same classes, but differ in {', '.join(different)}.")
+        return files
+
+    def _held_out(self, files: dict[str, list[Path]]) -> dict[bool, dict[str, list[Path]]]:
+        generator = torch.Generator().manual_seed(self.split_seed)
+        split: dict[bool, dict[str, list[Path]]] = {True: {}, False: {}}
+        for name, paths in files.items():
+            count = max(1, round(self.test_fraction * len(paths)))
+            if count == len(paths):
+                raise ValueError(
+                    f"{self.root / name} holds {count} image(s), which a test_fraction of {self.test_fraction} takes "
+                    f"all: add images or lower it."
+                )
+            order = torch.randperm(len(paths), generator=generator).tolist()
+            split[False][name] = [paths[position] for position in sorted(order[:count])]
+            split[True][name] = [paths[position] for position in sorted(order[count:])]
+        return split
+
+
+def class_files(folder: Path) -> dict[str, list[Path]]:
+    """The image files below each class folder, classes and files in sorted order.
+
+    Raises:
+        FileNotFoundError: if there are no class folders, or one holds no images.
+        ValueError: if there is one class alone.
+    """
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not classes:
+        raise FileNotFoundError(
+            f"{folder} holds no class folders: put the images of each class in a folder of its own."
+        )
+    if len(classes) < 2:
+        raise ValueError(f"{folder} holds one class folder ({classes[0].name}): a classifier needs at least two.")
+    files = {path.name: [file for file in sorted(path.rglob("*")) if _is_image(file)] for path in classes}
+    for name, found in files.items():
+        if not found:
+            raise FileNotFoundError(
+                f"{folder / name} holds no images ({', '.join(IMG_EXTENSIONS)}): add some or remove it."
+            )
+    return files
+
+
+def read_image(path: Path, size: int, channels: int) -> Tensor:
+    """Reads an image, upright as its camera meant it, as uint8 (channels, size, size).
+
+    Raises:
+        ValueError: if it is no image, is broken, or has more than 8 bits per channel.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.mode.startswith(("I", "F")):  # conversion would clip every value above 255 to white
+                raise ValueError("it has more than 8 bits per channel")
+            image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"Cannot read the image {path} ({error}): convert, replace or remove it.") from error
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).view(size, size, channels).permute(2, 0, 1)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
+
+
+def _progress(images: Iterator[Tensor], total: int, description: str) -> Iterator[Tensor]:
+    """Shows how far reading is, on one process alone."""
+    yield from track(images, description, total, disable=getattr(rank_zero_only, "rank", 0) != 0)

@@ -1,0 +1,65 @@
+"""Datasets that torchvision downloads and reads."""
+
+from http.client import HTTPException
+from typing import Any, ClassVar
+from urllib.error import URLError
+
+import torch
+from torch import Tensor
+from torchvision import datasets
+
+from datamodules.base import Images
+
+# What torchvision raises on a file that is missing, cut short or altered; it has no error of its own.
+UNREADABLE = (RuntimeError, ValueError, AssertionError, EOFError)
+
+
+class Published(Images):
+    """A dataset with a page of its own, downloaded once into a folder.
+
+    Args:
+        root: folder that holds the downloads; created where it does not exist.
+        kwargs: see :class:`Images`.
+    """
+
+    source: ClassVar[type[datasets.MNIST] | type[datasets.CIFAR10]]
+    folder: ClassVar[str]  # where torchvision puts the files, below root
+
+    def __init__(self, root: str = "data", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = root
+
+    def prepare_data(self) -> None:
+        """Downloads what is missing.
+
+        Raises:
+            ConnectionError: if the files cannot be fetched, or arrive broken.
+        """
+        try:
+            self.source(self.root, download=True)
+        except (URLError, HTTPException, ConnectionError, TimeoutError, *UNREADABLE) as error:
+            raise ConnectionError(
+                f"Could not download {type(self).__name__} to {self.root}/{self.folder} ({_first_line(error)}): "
+                f"connect to the internet or copy that folder from a machine that has it; remove it if it is broken."
+            ) from error
+
+    def load(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Reads the files.
+
+        Raises:
+            FileNotFoundError: if they are missing or broken.
+        """
+        try:
+            data = self.source(self.root, train=train)
+        except (OSError, *UNREADABLE) as error:
+            raise FileNotFoundError(
+                f"{self.root}/{self.folder} does not hold {type(self).__name__} as torchvision unpacks it "
+                f"({_first_line(error)}): correct root, or remove that folder to have it downloaded again."
+            ) from error
+        images = torch.as_tensor(data.data)
+        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+        return images, torch.as_tensor(data.targets).long()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")

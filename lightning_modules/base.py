@@ -1,0 +1,164 @@
+"""The base of every regime: one step to override, everything else here."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from attacks import PGD, Attack, Draws, Threat, tempered
+from datamodules import Batch
+from networks import Facts
+
+Logs = dict[str, Tensor]
+
+
+class Regime(pl.LightningModule, ABC):
+    """One way to train a network. A subclass overrides :meth:`step` and names its loss's equation and source.
+
+    The base owns optimiser, schedule, metrics, logging, validation and what a checkpoint says of itself.
+
+    Args:
+        network: builds the network from the dataset's facts, e.g. ``networks.WideResNet`` with its own arguments.
+        facts: the dataset's facts, or the same as a dictionary; the command line takes them from the data.
+        optimizer: builds the optimiser from the parameters.
+        scheduler: builds the learning-rate schedule from the optimiser; None keeps the rate.
+        scheduler_interval: whether the schedule counts epochs or optimiser steps.
+
+    Attributes:
+        trained_at: temperature that the network's softmax is trained at; strong attacks divide by it.
+        replays: how often each mini-batch is seen in a row (free adversarial training).
+    """
+
+    trained_at: float = 1.0
+    replays: int = 1
+
+    def __init__(
+        self,
+        network: Callable[[Facts], nn.Module],
+        facts: Facts | dict[str, Any],
+        optimizer: OptimizerCallable = torch.optim.SGD,
+        scheduler: LRSchedulerCallable | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__()
+        # What a checkpoint needs to rebuild itself; from the command line these are plain values.
+        self.save_hyperparameters(logger=False)
+        # A dictionary is what the command line links, because a checkpoint holds it without trusting any class.
+        self.facts = Facts(**facts) if isinstance(facts, dict) else facts
+        self.network = network(self.facts)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.scheduler_interval = scheduler_interval
+        self.attack: Attack | None = None
+        metrics = MetricCollection({"acc": MulticlassAccuracy(self.facts.classes, average="micro")})
+        self.accuracy = nn.ModuleDict({stage: metrics.clone(prefix=f"{stage}/") for stage in ("val", "test")})
+        self.robust_accuracy = MulticlassAccuracy(self.facts.classes, average="micro")
+        self.validation_loss = MeanMetric()
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+    # What a regime is
+
+    @abstractmethod
+    def step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Logs]:
+        """One training step: the loss, and further scalars to log under ``train/``."""
+
+    @property
+    def threat(self) -> Threat | None:
+        """The threat model that the regime trains against; None for a regime without an adversary."""
+        return None if self.attack is None else self.attack.threat
+
+    @property
+    def monitor(self) -> str:
+        """The held-out figure that chooses the best checkpoint."""
+        return "val/acc" if self.threat is None else "val/robust_acc"
+
+    def bind(self, attack: Attack) -> Attack:
+        """The attack in the dataset's box."""
+        return attack.under(attack.threat.within(self.facts.box))
+
+    def draws(self, batch: Batch) -> Draws:
+        """This step's random draws: they follow from seed, step and image, whatever the batch or the process."""
+        return Draws(batch.index, (self.seed, self.global_step))
+
+    def craft(self, attack: Attack, x: Tensor, y: Tensor, draws: Draws, temperature: float = 1.0) -> Tensor:
+        """Adversarial versions of ``x`` against the network as it stands, its logits divided by ``temperature``."""
+        return attack(tempered(self.network, temperature), x, y, draws)
+
+    # What Lightning calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        schedule: dict[str, Any] = {"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}
+        if isinstance(schedule["scheduler"], ReduceLROnPlateau):
+            schedule["monitor"] = schedule["scheduler"].monitor
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout draws from torch's generator; seeding it by epoch makes a resumed run the same run.
+        torch.manual_seed(hash((self.seed, self.current_epoch, self.global_rank)))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, logs = self.step(batch, batch_idx)
+        # Looking at the loss stops a GPU's queue, so it is done where the bar looks anyway, and before validation.
+        if batch_idx % self.trainer.log_every_n_steps == 0 or self.trainer.is_last_batch:
+            self._refuse_nan(loss)
+        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.y))
+        self.log_dict({f"train/{key}": value for key, value in logs.items()}, on_epoch=True, batch_size=len(batch.y))
+        return loss
+
+    def _refuse_nan(self, loss: Tensor) -> None:
+        if not loss.isfinite():
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise FloatingPointError(
+                f"The training loss became {loss.item()} by step {self.global_step} (epoch {self.current_epoch}) at a "
+                f"learning rate of {rate:g}: try a smaller rate, gradient clipping or precision 32. "
+                "The last checkpoint is from before this epoch."
+            )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = self.network(batch.x)
+        self.validation_loss.update(nn.functional.cross_entropy(logits.float(), batch.y), len(batch.y))
+        self.log("val/loss", self.validation_loss, on_epoch=True, batch_size=len(batch.y))
+        self.accuracy["val"].update(logits, batch.y)
+        self.log_dict(dict(self.accuracy["val"]), prog_bar=True, on_epoch=True, batch_size=len(batch.y))
+        if self.threat is not None:
+            # The same draws in every epoch, so that epochs are compared by their weights alone.
+            x_adv = PGD(self.threat, steps=10)(self.network, batch.x, batch.y, Draws(batch.index, self.seed))
+            self.robust_accuracy.update(self.network(x_adv), batch.y)
+            self.log("val/robust_acc", self.robust_accuracy, prog_bar=True, on_epoch=True, batch_size=len(batch.y))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.accuracy["test"].update(self.network(batch.x), batch.y)
+        self.log_dict(dict(self.accuracy["test"]), on_epoch=True, batch_size=len(batch.y))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        probabilities = self.network(batch.x).float().softmax(1)
+        return {"index": batch.index, "label": batch.y, "probabilities": probabilities}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["trained_at"] = float(self.trained_at)
+        checkpoint["facts"] = self.facts.to_dict()
+        # A notebook may have passed functions; a checkpoint that is safe to load cannot hold them.
+        hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        for key in [key for key, value in hparams.items() if not _plain(value)]:
+            del hparams[key]
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return value is None or type(value) in (bool, int, float, str)

@@ -1,0 +1,71 @@
+"""What every regime with a teacher shares."""
+
+from typing import Any, Literal
+
+from lightning_modules.base import Regime
+from lightning_modules.losses import KLReduction, check_temperature, check_weight
+from lightning_modules.teachers import FrozenTeacher, TeacherSource
+
+Tempering = Literal[1, "t"]
+
+
+class Distiller(Regime):
+    """A regime that owns a frozen teacher, outside its own state.
+
+    The student's checkpoint holds the teacher's hash, not the teacher; a fit that resumes with another one is refused.
+
+    Args:
+        teacher: where the teacher comes from.
+        alpha: a in [0, 1], the weight of the teacher's word against the label's.
+        temperature: t, of teacher and student in the KL term.
+        ce_temperature: 1, or t as the papers' equations print it: the student's temperature in the cross-entropy.
+        kl_reduction: ``batchmean`` as in the equations, or ``mean`` as in the code released with ARD, which also
+            divides by the number of classes.
+    """
+
+    def __init__(
+        self,
+        teacher: TeacherSource,
+        alpha: float = 1.0,
+        temperature: float = 4.0,
+        ce_temperature: Tempering = 1,
+        kl_reduction: KLReduction = "batchmean",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_weight("alpha", alpha)
+        check_temperature("temperature", temperature)
+        self.source = teacher
+        self.alpha = alpha
+        self.temperature = self.trained_at = temperature
+        self.ce_temperature = self.tempering(ce_temperature)
+        self.kl_reduction: KLReduction = kl_reduction
+        self._teacher: FrozenTeacher | None = None
+
+    def tempering(self, choice: Tempering) -> float:
+        """The number that the choice between 1 and t stands for."""
+        return self.temperature if choice == "t" else 1.0
+
+    @property
+    def teacher(self) -> FrozenTeacher:
+        """The frozen teacher, loaded when first asked for."""
+        if self._teacher is None:
+            self._teacher = self.source.load(self.facts)
+        return self._teacher
+
+    def setup(self, stage: str) -> None:
+        # A teacher that is missing or does not fit ends the run here, not after an epoch.
+        if stage == "fit":
+            _ = self.teacher
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["teacher"] = {"sha256": self.teacher.sha256, "origin": self.teacher.origin}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        before = checkpoint.get("teacher", {}).get("sha256")
+        if self._trainer is not None and self.trainer.state.fn == "fit" and before != self.teacher.sha256:
+            raise ValueError(
+                f"This fit began with another teacher (SHA-256 {before:.12}, now {self.teacher.sha256:.12} from "
+                f"{self.teacher.origin}): resume with the teacher that it began with, or start a new fit."
+            )

@@ -1,0 +1,90 @@
+"""Trains a teacher that a student names by its config, once, whole or not at all."""
+
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+from pytorch_lightning.utilities import rank_zero_info
+
+# What a student's command says of its teacher's training too: where it runs, and limits that make it a trial run.
+SHARED = (
+    "accelerator",
+    "devices",
+    "strategy",
+    "fast_dev_run",
+    "overfit_batches",
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+)
+# What does not change the weights of a trained teacher, and so is no part of its identity.
+IRRELEVANT = ("name", "runs", "wandb", "suite", "train_teacher", "ckpt_path", "config")
+# Variables by which launchers tell a process its place; a teacher's fit is a run of its own.
+LAUNCHERS = ("LOCAL_RANK", "RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+RUN_FOLDER = "TEMPERED_RUN_FOLDER"
+
+
+def effective_config(parse: Callable[[list[str]], dict[str, Any]], student: dict[str, Any]) -> dict[str, Any]:
+    """The whole config of the teacher's fit: its own file, on the student's data, under the student's limits.
+
+    Args:
+        parse: reads the arguments of ``fit`` into a plain, resolved config.
+        student: the student's plain, resolved config.
+    """
+    path = student["model"]["init_args"]["teacher"]["config"]
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no config {path} for the teacher, seen from {Path.cwd()}.")
+    overrides = {"trainer": {key: student["trainer"][key] for key in SHARED}, "data": student["data"]}
+    return parse(["--config", path, "--config", yaml.safe_dump(overrides)])
+
+
+def key_of(config: dict[str, Any]) -> str:
+    """Hash of all that decides a teacher's weights, as 12 hexadecimal digits."""
+    relevant = {key: value for key, value in config.items() if key not in IRRELEVANT}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def train_once(config: dict[str, Any], runs: Path, name: str) -> Path:
+    """The checkpoint of the teacher with this config, trained now unless it has been.
+
+    It is trained by a ``fit`` of its own, in ``<runs>/teachers/.<name>-<key>.partial``, which becomes
+    ``<runs>/teachers/<name>-<key>`` by one rename when the fit is complete. A lock lets one process train while others
+    wait; an interrupted fit goes on from its last checkpoint.
+
+    Raises:
+        ChildProcessError: where the teacher's fit fails; what it did is kept and gone on with next time.
+    """
+    home = runs / "teachers"
+    final = home / f"{name}-{key_of(config)}"
+    checkpoint = final / "checkpoints" / "best.ckpt"
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / f".{final.name}.lock"):
+        if final.exists():
+            rank_zero_info(f"Teacher: {checkpoint}")
+            return checkpoint
+        partial = home / f".{final.name}.partial"
+        partial.mkdir(exist_ok=True)
+        effective = partial / "teacher.yaml"
+        effective.write_text(yaml.safe_dump(config, sort_keys=False))
+        command = [sys.executable, "-m", "main", "fit", "--config", str(effective)]
+        last = partial / "checkpoints" / "last.ckpt"
+        if last.exists():
+            command += ["--ckpt_path", str(last)]
+        rank_zero_info(f"Training the teacher first, in {partial}: {shlex.join(command)}")
+        outer = {key: value for key, value in os.environ.items() if key not in LAUNCHERS}
+        done = subprocess.run(command, env={**outer, RUN_FOLDER: str(partial)}, check=False)
+        if done.returncode != 0:
+            raise ChildProcessError(
+                f"The teacher's fit ended with exit status {done.returncode}; what it did is kept in {partial}, "
+                "and the same command goes on from there."
+            )
+        partial.rename(final)
+    return checkpoint

@@ -1,0 +1,178 @@
+"""A run's folder: what was run, where, what came of it, and the command that repeats it."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import count
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pytorch_lightning as pl
+import torch
+from matplotlib.figure import Figure
+from pyarrow import parquet
+from pytorch_lightning.callbacks import BasePredictionWriter
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+
+PACKAGES = ("tempered", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "jsonargparse", "numpy")
+METRICS = "metrics.csv"
+
+
+def new_folder(runs: Path, name: str, subcommand: str) -> Path:
+    """Makes the folder of a new run: ``runs/<name>/<time>``, with the subcommand's name behind it unless it is ``fit``.
+
+    Two runs that begin in the same second get folders of their own.
+    """
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    stem = stamp if subcommand == "fit" else f"{stamp}-{subcommand}"
+    for number in count(1):
+        folder = runs / name / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        break
+    return folder
+
+
+def loggers(folder: Path, name: str, wandb: bool) -> list[Logger]:
+    """CSV always; W&B online where this machine is logged in, offline otherwise, never asking."""
+    earlier = folder / METRICS
+    if earlier.exists():
+        # Lightning's logger deletes the file of the fit that is being resumed.
+        part = 1 + len(list(folder.glob("metrics-*.csv")))
+        if rank_zero_only.rank == 0:
+            earlier.rename(folder / f"metrics-{part}.csv")
+    chosen: list[Logger] = [CSVLogger(folder, name="", version="")]
+    if wandb:
+        try:
+            import wandb as client
+        except ImportError:
+            rank_zero_info("W&B is not installed: this run logs to CSV only (pip install wandb, or --wandb false).")
+        else:
+            online = os.environ.get("WANDB_MODE") != "offline" and client.login(prompt=False, verify=False)
+            label = f"{name}/{folder.name}"
+            chosen.append(WandbLogger(name=label, project="tempered", save_dir=folder, offline=not online))
+    return chosen
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, and the commit where the working directory is a checkout."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": versions,
+        "commit": commit or None,
+    }
+
+
+class RunFolder(BasePredictionWriter):
+    """Keeps the run's folder.
+
+    Args:
+        folder: the run's folder.
+        config: the resolved config as YAML.
+        subcommand: which of Lightning's verbs is run.
+    """
+
+    def __init__(self, folder: Path, config: str, subcommand: str) -> None:
+        super().__init__("epoch")
+        self.folder = folder
+        self.config = config
+        self.subcommand = subcommand
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if not trainer.is_global_zero or (self.folder / "config.yaml").exists():
+            return
+        (self.folder / "config.yaml").write_text(self.config)
+        (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        again = f"python main.py {self.subcommand} --config {shlex.quote(str(self.folder / 'config.yaml'))}"
+        started = shlex.join(["python", *sys.argv])
+        (self.folder / "command.sh").write_text(f"# Repeats this run, which was started as: {started}\n{again}\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update({"tempered": self.config}, allow_val_change=True)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        picture = loss_curves(self.folder)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and picture is not None:
+                logger.log_image("curves", [str(picture)])
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        last = self.folder / "checkpoints" / "last.ckpt"
+        if self.subcommand == "fit" and last.exists():
+            rank_zero_info(
+                f"Stopped in epoch {trainer.current_epoch}. Go on with: "
+                f"python main.py fit --config {self.folder / 'config.yaml'} --ckpt_path {last}"
+            )
+
+    def write_on_epoch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, predictions: Sequence[Any], batch_indices: Any
+    ) -> None:
+        parts = {key: torch.cat([p[key] for p in predictions]).cpu() for key in ("index", "label", "probabilities")}
+        gathered: list[Any] = [parts]
+        if trainer.world_size > 1:
+            gathered = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, parts)
+        if not trainer.is_global_zero:
+            return
+        whole = {key: torch.cat([part[key] for part in gathered]) for key in parts}
+        order = whole["index"].argsort()
+        probabilities = whole["probabilities"][order]
+        table = {
+            "index": whole["index"][order].numpy(),
+            "label": whole["label"][order].numpy(),
+            "prediction": probabilities.argmax(1).numpy(),
+            "probabilities": probabilities.tolist(),
+        }
+        parquet.write_table(pa.table(table), self.folder / "predictions.parquet")
+        rank_zero_info(f"Predictions of {len(order)} images: {self.folder / 'predictions.parquet'}")
+
+
+def loss_curves(folder: Path) -> Path | None:
+    """Draws losses and accuracies by epoch from a run's ``metrics*.csv``; None where no epoch was finished."""
+    files = [*sorted(folder.glob("metrics-*.csv")), folder / METRICS]
+    curves: dict[str, dict[int, float]] = {}
+    for file in filter(Path.exists, files):
+        for row in pyarrow.csv.read_csv(file).to_pylist():
+            for key, value in row.items():
+                if value is not None and key not in ("epoch", "step") and not key.endswith("_step"):
+                    curves.setdefault(key.removesuffix("_epoch"), {})[row["epoch"]] = value
+    panels = {"loss": ("train/loss", "val/loss"), "accuracy": ("val/acc", "val/robust_acc")}
+    if not any(key in curves for keys in panels.values() for key in keys):
+        return None
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    for ax, (title, keys) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for key, style in zip(keys, ("-", "--"), strict=True):
+            if key in curves:
+                ax.plot(list(curves[key]), list(curves[key].values()), style, marker=".", label=key)
+        ax.set(xlabel="epoch", title=title)
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False)
+    path = folder / "figures" / "curves.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path

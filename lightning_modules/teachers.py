@@ -1,0 +1,117 @@
+"""Where a teacher comes from, and what keeps it from changing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from networks import Facts
+from networks.checkpoint import load_network
+
+
+@dataclass
+class TeacherSource:
+    """Names a teacher, in one of three ways. A checkpoint wins over the config that would train it.
+
+    Attributes:
+        checkpoint: a checkpoint of a run, which says all of itself, or a plain state dict, which needs ``network``.
+        config: the config that trains it, a path from the working directory. It is trained on the student's data, and
+            only where ``train_teacher: true`` allows it.
+        module: any module that maps images to logits, e.g. ``{class_path: robustbench.utils.load_model, init_args:
+            {…}}``.
+        network: the architecture of a plain state dict, e.g. ``{class_path: networks.WideResNet, init_args: {…}}``.
+    """
+
+    checkpoint: str | None = None
+    config: str | None = None
+    module: nn.Module | None = None
+    network: Callable[[Facts], nn.Module] | None = None
+
+    def load(self, facts: Facts) -> "FrozenTeacher":
+        """The teacher, checked against the student's data.
+
+        Raises:
+            FileNotFoundError: for a missing checkpoint.
+            ValueError: where no teacher is named, or its classes or image shape do not fit.
+        """
+        if self.checkpoint is not None:
+            loaded = load_network(self.checkpoint, self.network, facts)
+            if loaded.facts is not None:
+                _compare("classes", loaded.facts.classes, facts.classes)
+                _compare("images of shape", loaded.facts.shape, facts.shape)
+            teacher = FrozenTeacher(loaded.network, loaded.sha256, self.checkpoint, loaded.trained_at)
+        elif self.module is not None:
+            teacher = FrozenTeacher(self.module, "", type(self.module).__name__, 1.0)
+        elif self.config is not None:
+            raise FileNotFoundError(
+                f"The teacher that {self.config} trains does not exist yet. Train it with: "
+                f"python main.py fit --config {self.config}, then name its checkpoint with "
+                "--model.teacher.checkpoint, or set --train_teacher true."
+            )
+        else:
+            raise ValueError("No teacher: give the model teacher.checkpoint, teacher.config or teacher.module.")
+        teacher.probe(facts)
+        return teacher
+
+
+def _compare(what: str, teacher: object, data: object) -> None:
+    if teacher != data:
+        raise ValueError(f"The teacher was trained for {what} {teacher}, the student's data has {data}.")
+
+
+class FrozenTeacher:
+    """A network that answers and never changes: eval mode, no gradients to its weights, no moving averages.
+
+    It is not a module, so that a student that holds one does not save it, train it, move its modes, or hand it to DDP.
+
+    Args:
+        module: the network.
+        sha256: the hash of its file, empty where there is none.
+        origin: where it came from, for messages.
+        trained_at: temperature of its training.
+    """
+
+    def __init__(self, module: nn.Module, sha256: str, origin: str, trained_at: float) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.sha256 = sha256
+        self.origin = origin
+        self.trained_at = trained_at
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of images (B, C, H, W), on the images' device, without a graph."""
+        if next(self.module.parameters()).device != x.device:
+            self.module.to(x.device)
+        return self.module(x)
+
+    def keep_dropout_active(self) -> None:
+        """Lets dropout draw at every forward (Fickle Teacher); everything else stays in eval mode.
+
+        Raises:
+            ValueError: where the network has no dropout to keep active.
+        """
+        active = [m for m in self.module.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+        if not active:
+            raise ValueError(
+                f"The teacher from {self.origin} has no dropout, so it cannot be fickle: "
+                "train it with a network whose dropout is above 0."
+            )
+        for module in active:
+            module.train()
+
+    def probe(self, facts: Facts) -> None:
+        """One forward of two grey images, to refuse a teacher that does not fit before training starts."""
+        try:
+            logits = self(torch.full((2, *facts.shape), sum(facts.box) / 2))
+        except RuntimeError as error:
+            raise ValueError(
+                f"The teacher from {self.origin} does not accept images of shape {facts.shape}: {error}"
+            ) from error
+        if logits.shape != (2, facts.classes):
+            raise ValueError(
+                f"The teacher from {self.origin} returns {tuple(logits.shape[1:])} values per image, "
+                f"the student's data has {facts.classes} classes."
+            )
+
+

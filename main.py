@@ -1,0 +1,184 @@
+"""The command line: ``python main.py fit|validate|test|predict --config configs/NAME.yaml``."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from attacks.callback import AttackSuite
+from datamodules import Images
+from lightning_modules import Regime
+from lightning_modules.on_demand import RUN_FOLDER, effective_config, key_of, train_once
+from lightning_modules.run_folder import RunFolder, loggers, new_folder
+
+
+class CLI(LightningCLI):
+    """LightningCLI with a run folder, teachers on demand and an attack suite after ``fit`` and in ``test``."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str | None, default=None, help="The run's name; default: its config's.")
+        parser.add_argument("--runs", type=str, default="runs", help="Where runs are kept.")
+        parser.add_argument("--wandb", type=bool, default=True, help="Log to W&B: online if logged in, else offline.")
+        parser.add_argument("--train_teacher", type=bool, default=False, help="Train a missing teacher first.")
+        parser.add_lightning_class_args(AttackSuite, "suite")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "best",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                # One file of each name: the newer replaces the older in one step.
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        # One value only, to the model itself: links into nested arguments are lost from the checkpoint.
+        parser.link_arguments("data.facts", "model.init_args.facts", lambda facts: facts.to_dict(), "instantiate")
+        parser.link_arguments("model.monitor", "checkpoint.monitor", apply_on="instantiate")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        # A checkpoint runs no code unless its owner says so; the suite's table says what Lightning's would.
+        parser.set_defaults({"weights_only": True} | ({"verbose": False} if subcommand == "test" else {}))
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        # A checkpoint's hyper-parameters win over the command line, which spares repeating the architecture; but a
+        # teacher may have moved since, so one that the command line names stays.
+        subcommand = self.config.subcommand
+        model = self.config[subcommand].model
+        teacher = model.init_args.get("teacher") if model else None
+        super()._parse_ckpt_path()
+        if teacher is not None:
+            self.config[subcommand].model.init_args.teacher = teacher
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        given = [str(path) for path in config.get("config") or []]
+        config.name = config.name or (Path(given[-1]).stem if given else self.subcommand)
+        self.folder = self._folder(config)
+        os.environ[RUN_FOLDER] = str(self.folder)
+        self._resolve_teacher(config)
+        config.checkpoint.dirpath = str(self.folder / "checkpoints")
+
+    def _folder(self, config: Namespace) -> Path:
+        """The run's folder: a new one, unless a fit resumes in its own or a launcher's process joins it."""
+        if RUN_FOLDER in os.environ:
+            return Path(os.environ[RUN_FOLDER])
+        resumed = Path(config.ckpt_path).parent.parent if self.subcommand == "fit" and config.ckpt_path else None
+        if resumed is not None and (resumed / "config.yaml").is_file():
+            return resumed
+        return new_folder(Path(config.runs), config.name, str(self.subcommand))
+
+    def _resolve_teacher(self, config: Namespace) -> None:
+        """Puts the checkpoint of the teacher that a config would train into the student's config."""
+        teacher = config.model.init_args.get("teacher")
+        if teacher is None or teacher.config is None or teacher.checkpoint is not None or teacher.module is not None:
+            return
+        effective = effective_config(self._parse_fit, self._plain(config))
+        name = Path(teacher.config).stem
+        found = Path(config.runs) / "teachers" / f"{name}-{key_of(effective)}" / "checkpoints" / "best.ckpt"
+        if config.train_teacher:
+            teacher.checkpoint = str(train_once(effective, Path(config.runs), name))
+        elif found.is_file():
+            teacher.checkpoint = str(found)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        config, init = self.config[self.subcommand], self.config_init[self.subcommand]
+        callbacks = [*(init.trainer.callbacks or [])]
+        saved = yaml.safe_dump(self._plain(config) | {"ckpt_path": None}, sort_keys=False)
+        callbacks.append(RunFolder(self.folder, saved, str(self.subcommand)))
+        if config.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(RichProgressBar())
+        kwargs |= {"callbacks": callbacks, "default_root_dir": self.folder}
+        if config.trainer.logger is None and not config.trainer.fast_dev_run:
+            kwargs["logger"] = loggers(self.folder, config.name, config.wandb)
+        return super().instantiate_trainer(**kwargs)
+
+    def before_test(self) -> None:
+        path = self.config[self.subcommand].ckpt_path
+        if path is None:
+            raise ValueError("test needs the weights to test: give --ckpt_path runs/<name>/<time>/checkpoints/best.ckpt.")
+        self.config_init[self.subcommand].suite.checkpoint = Path(path).stem
+
+    def after_fit(self) -> None:
+        """Tests the best weights and, where they are others, the last ones: Lightning logs nothing after a fit."""
+        best, last = (self.folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+        if self.trainer.fast_dev_run:
+            self.trainer.save_checkpoint(best)  # one batch's worth: what a trial run of a student distils from
+        suite = self.config_init[self.subcommand].suite
+        suite.silent = True
+        if last.exists() and _step(last) != _step(best):
+            self._test(suite, last)
+        suite.silent = False
+        self._test(suite, best)
+        rank_zero_info(f"Everything of this run: {self.folder}")
+
+    def _test(self, suite: AttackSuite, path: Path) -> None:
+        suite.checkpoint = path.stem
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False, weights_only=True)
+
+    def _plain(self, config: Namespace, subcommand: str | None = None) -> dict[str, Any]:
+        """A subcommand's config as plain values, as a YAML file would hold it."""
+        parser = self._parser(subcommand or self.subcommand)
+        return yaml.safe_load(parser.dump(config, skip_none=False, skip_link_targets=True))
+
+    def _parse_fit(self, arguments: list[str]) -> dict[str, Any]:
+        return self._plain(self._parser("fit").parse_args(arguments), "fit")
+
+
+def _step(checkpoint: Path) -> int:
+    """How many steps a checkpoint's weights have been trained for."""
+    return int(torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)["global_step"])
+
+
+def main(args: Sequence[str] | None = None) -> CLI:
+    """Runs a command as from the command line; errors are raised.
+
+    Args:
+        args: the words behind ``python main.py``; None takes those of this process.
+
+    Returns:
+        The command line with its ``trainer``, ``model`` and ``datamodule``.
+    """
+    inherited = os.environ.get(RUN_FOLDER)
+    try:
+        return CLI(
+            Regime,
+            Images,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            # No attack works under inference mode: its tensors cannot be differentiated.
+            trainer_defaults={"inference_mode": False},
+            args=None if args is None else list(args),
+        )
+    finally:
+        # The folder is named to the processes that a strategy launches, not to this process's next run.
+        if inherited is None:
+            os.environ.pop(RUN_FOLDER, None)
+        else:
+            os.environ[RUN_FOLDER] = inherited
+
+
+# What a person can mend: one sentence. Anything else is a fault of ours, and shows where it happened.
+MENDABLE = (ValueError, OSError, FloatingPointError, MisconfigurationException)
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MENDABLE as error:
+        if os.environ.get("TEMPERED_TRACEBACK"):
+            raise
+        sys.exit(f"Error: {error} (TEMPERED_TRACEBACK=1 shows where.)")

@@ -1,0 +1,96 @@
+"""Draws that belong to images: right in distribution, and the same however the batch is composed."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from attacks.draws import GOLDEN, Draws, _mix
+
+
+def test_finaliser_gives_the_published_first_output_of_splitmix64() -> None:
+    mixed = int(_mix(torch.tensor(GOLDEN)))
+    assert mixed % 2**64 == 0xE220A8397B1DCDAF
+
+
+@pytest.mark.parametrize("seed", [0, 7, (3, 5)])
+def test_uniform_within_an_image_and_across_images(seed) -> None:
+    draws = Draws(torch.arange(500), seed).uniform((400,))
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    for sample in (draws.flatten(), draws[0], draws[:, 0]):
+        assert stats.kstest(sample.numpy(), "uniform").pvalue > 1e-3
+
+
+def test_bounds_scale_the_draws() -> None:
+    unit = Draws(torch.arange(20), 1).uniform((50,))
+    scaled = Draws(torch.arange(20), 1).uniform((50,), -2.0, 3.0)
+    torch.testing.assert_close(scaled, 5 * unit - 2)
+
+
+def test_streams_of_images_and_seeds_are_uncorrelated() -> None:
+    count = 20_000
+    streams = [
+        Draws(torch.tensor([index]), seed).uniform((count,))[0] for index in (0, 1, 2) for seed in (0, 1, (0, 1))
+    ]
+    table = torch.corrcoef(torch.stack(streams)) - torch.eye(len(streams))
+    assert table.abs().max() < 5 / math.sqrt(count)
+
+
+def test_seeds_are_ordered_and_nested_ones_differ() -> None:
+    seeds = [0, 1, (0, 1), (1, 0), (0, 0), (0, 1, 0)]
+    first = torch.stack([Draws(torch.arange(8), seed).uniform((4,)) for seed in seeds])
+    assert len(first.flatten(1).unique(dim=0)) == len(seeds)
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=20), st.integers(-(2**63), 2**63 - 1), st.randoms())
+def test_an_image_draws_the_same_in_any_batch(indices, seed, random) -> None:
+    whole = Draws(torch.tensor(indices), seed).uniform((2, 3))
+    order = random.sample(range(len(indices)), random.randint(1, len(indices)))
+    part = Draws(torch.tensor(indices)[order], seed).uniform((2, 3))
+    assert part.equal(whole[order])
+
+
+def test_two_calls_continue_where_one_would() -> None:
+    two = Draws(torch.arange(5), 2)
+    together = torch.cat([two.uniform((3,)), two.uniform((4,))], 1)
+    assert together.equal(Draws(torch.arange(5), 2).uniform((7,)))
+
+
+def test_a_part_of_the_batch_continues_the_stream() -> None:
+    draws = Draws(torch.arange(10), (1, 2))
+    draws.uniform((3,))
+    kept = torch.arange(10) % 3 == 0
+    by_mask, by_position = draws[kept].uniform((4,)), draws[kept.nonzero().flatten()].uniform((4,))
+    rest = draws.uniform((4,))
+    assert by_mask.equal(rest[kept])
+    assert by_position.equal(rest[kept])
+
+
+def test_normal_draws_have_the_moments_and_the_distribution() -> None:
+    sample = Draws(torch.arange(1000), 4).normal((100,)).flatten().double().numpy()
+    assert abs(sample.mean()) < 0.02
+    assert abs(sample.std() - 1) < 0.02
+    assert abs(stats.skew(sample)) < 0.05
+    assert abs(stats.kurtosis(sample)) < 0.1
+    assert stats.kstest(sample, "norm").pvalue > 1e-3
+
+
+def test_integers_are_uniform_and_below_the_bound() -> None:
+    sample = Draws(torch.arange(9000), 5).integers(9)
+    assert sample.shape == (9000,)
+    assert stats.chisquare(torch.bincount(sample, minlength=9).numpy()).pvalue > 1e-3
+
+
+def test_fresh_draws_follow_the_global_generator() -> None:
+    def draw() -> torch.Tensor:
+        return Draws.fresh(4, torch.device("cpu")).uniform((3,))
+
+    torch.manual_seed(0)
+    first, second = draw(), draw()
+    torch.manual_seed(0)
+    assert draw().equal(first)
+    assert not first.equal(second)
