@@ -1,7 +1,9 @@
 """The command line: ``python main.py fit|validate|test|predict --config configs/NAME.yaml``."""
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,15 @@ from lightning_modules import Regime
 from lightning_modules.on_demand import RUN_FOLDER, effective_config, key_of, train_once
 from lightning_modules.run_folder import RunFolder, loggers, new_folder
 
+for message in (
+    "(?s).*JsonargparseDeprecationWarning",  # Lightning's own calls, which our bound on jsonargparse keeps working
+    "(?s).*was deprecated in v4.*v5.0.0",
+    ".*LeafSpec.* is deprecated",  # Lightning's own call of torch
+    "Experiment logs directory .* is not empty",  # a run's folder holds more than its logger's file
+):
+    warnings.filterwarnings("ignore", message)
+logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+
 
 class CLI(LightningCLI):
     """LightningCLI with a run folder, teachers on demand and an attack suite after ``fit`` and in ``test``."""
@@ -36,9 +47,7 @@ class CLI(LightningCLI):
             {
                 "checkpoint.filename": "best",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
-                # One file of each name: the newer replaces the older in one step.
-                "checkpoint.enable_version_counter": False,
+                "checkpoint.enable_version_counter": False,  # the newer file replaces the older in one step
             }
         )
         # One value only, to the model itself: links into nested arguments are lost from the checkpoint.
@@ -99,7 +108,11 @@ class CLI(LightningCLI):
         callbacks.append(RunFolder(self.folder, saved, str(self.subcommand)))
         if config.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(RichProgressBar())
-        kwargs |= {"callbacks": callbacks, "default_root_dir": self.folder}
+        # Lightning's own save_last only follows the best; a fit that is stopped goes on from the last epoch.
+        last = ModelCheckpoint(
+            config.checkpoint.dirpath, "last", enable_version_counter=False, save_on_train_epoch_end=True
+        )
+        kwargs |= {"callbacks": [*callbacks, last], "default_root_dir": self.folder}
         if config.trainer.logger is None and not config.trainer.fast_dev_run:
             kwargs["logger"] = loggers(self.folder, config.name, config.wandb)
         return super().instantiate_trainer(**kwargs)
@@ -107,20 +120,23 @@ class CLI(LightningCLI):
     def before_test(self) -> None:
         path = self.config[self.subcommand].ckpt_path
         if path is None:
-            raise ValueError("test needs the weights to test: give --ckpt_path runs/<name>/<time>/checkpoints/best.ckpt.")
+            raise ValueError(
+                "test needs the weights to test: give --ckpt_path runs/<name>/<time>/checkpoints/best.ckpt."
+            )
         self.config_init[self.subcommand].suite.checkpoint = Path(path).stem
 
     def after_fit(self) -> None:
         """Tests the best weights and, where they are others, the last ones: Lightning logs nothing after a fit."""
         best, last = (self.folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-        if self.trainer.fast_dev_run:
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.save_checkpoint(best)  # one batch's worth: what a trial run of a student distils from
+        tested = [path for path in (last, best) if path.exists()]
+        if len(tested) == 2 and _step(last) == _step(best):
+            tested = [best]
         suite = self.config_init[self.subcommand].suite
-        suite.silent = True
-        if last.exists() and _step(last) != _step(best):
-            self._test(suite, last)
-        suite.silent = False
-        self._test(suite, best)
+        for path in tested:
+            suite.silent = path != tested[-1]
+            self._test(suite, path)
         rank_zero_info(f"Everything of this run: {self.folder}")
 
     def _test(self, suite: AttackSuite, path: Path) -> None:
@@ -130,7 +146,7 @@ class CLI(LightningCLI):
     def _plain(self, config: Namespace, subcommand: str | None = None) -> dict[str, Any]:
         """A subcommand's config as plain values, as a YAML file would hold it."""
         parser = self._parser(subcommand or self.subcommand)
-        return yaml.safe_load(parser.dump(config, skip_none=False, skip_link_targets=True))
+        return yaml.safe_load(parser.dump(config, skip_unset=False, skip_link_targets=True))
 
     def _parse_fit(self, arguments: list[str]) -> dict[str, Any]:
         return self._plain(self._parser("fit").parse_args(arguments), "fit")
@@ -161,10 +177,12 @@ def main(args: Sequence[str] | None = None) -> CLI:
             auto_configure_optimizers=False,
             save_config_callback=None,
             # No attack works under inference mode: its tensors cannot be differentiated.
-            trainer_defaults={"inference_mode": False},
+            trainer_defaults={"inference_mode": False, "enable_model_summary": False},
             args=None if args is None else list(args),
         )
     finally:
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()  # the next run of this process is one of its own
         # The folder is named to the processes that a strategy launches, not to this process's next run.
         if inherited is None:
             os.environ.pop(RUN_FOLDER, None)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -73,7 +73,7 @@ class AttackSuite(pl.Callback):
         self.silent = False  # True leaves the table to a later test, which will show these figures too
         self.results: dict[tuple[str, str], list[Record]] = {}
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         teacher = getattr(pl_module, "teacher", None) if self.teacher else None
         role = "network" if teacher is None else "student"
         self._evaluate(trainer, pl_module, pl_module.network, role, self.checkpoint, pl_module.trained_at)
@@ -96,7 +96,7 @@ class AttackSuite(pl.Callback):
         temperature: float,
     ) -> None:
         data: Images = trainer.datamodule  # type: ignore[attr-defined]
-        index = data.split_index("test")[: 1 if trainer.fast_dev_run else self.images]
+        index = data.split_index("test")[: 1 if trainer.fast_dev_run else self.images]  # type: ignore[attr-defined]
         shard = index[trainer.global_rank :: trainer.world_size].to(pl_module.device)
         result = run_suite(
             network,

@@ -12,8 +12,8 @@ from networks import Facts
 def example_grid(result: SuiteResult, facts: Facts, path: Path) -> Path | None:
     """Draws the first images: a row of clean ones, then for each attack the adversarial ones and the difference.
 
-    Differences are scaled so that a change by the radius moves mid-grey half-way to black or white; titles give the predicted
-    class, red where it is wrong.
+    Differences are scaled so that a change by the radius moves mid-grey half-way to black or white; titles give the
+    predicted class, red where it is wrong.
 
     Returns:
         The file's path; None for points in the plane, which are no pictures, or where no attack was run.

@@ -163,11 +163,12 @@ def run_suite(
         for attack in attacks:
             began = time.perf_counter()
             task = bar.add_task(f"{title} {attack.name}", total=len(label), robust="–")
-            predictions, distances, kept = [], [], []
+            predictions, distances = [], []
+            kept: list[tuple[Tensor, Tensor]] = []
             right = 0
             for (x, y, index), before in zip(batches, clean, strict=True):
                 x_adv, after = x.clone(), before.clone()
-                stands = before == y
+                stands = torch.eq(before, y)
                 if stands.any():
                     x_adv[stands] = attack(model, x[stands], y[stands], Draws(index[stands], seed))
                     after[stands] = _predict(model, x_adv[stands], attack.threat, attack.name)
@@ -175,13 +176,14 @@ def run_suite(
                 distances.append(attack.threat.distance(x_adv, x))
                 if sum(len(done) for done, _ in kept) < examples:
                     kept.append((x.cpu(), x_adv.cpu()))
-                right += int((after == y).sum())
+                right += int(torch.eq(after, y).sum())
                 done = sum(map(len, predictions))
                 bar.update(task, completed=done, robust=f"{right / done:.1%}")
             result.predictions[attack.name] = torch.cat(predictions).cpu().numpy()
             result.distances[attack.name] = torch.cat(distances).cpu().numpy()
             result.seconds[attack.name] = time.perf_counter() - began
-            result.examples[attack.name] = tuple(torch.cat(part)[:examples] for part in zip(*kept, strict=True))
+            before_and_after = [torch.cat(part)[:examples] for part in zip(*kept, strict=True)]
+            result.examples[attack.name] = (before_and_after[0], before_and_after[1])
     return result
 
 

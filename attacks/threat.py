@@ -23,7 +23,9 @@ class Radius(float):
         try:
             number = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
         except (ValueError, ZeroDivisionError):
-            raise ValueError(f"{value!r} is no length: expected a number such as 0.3 or a fraction such as 8/255.") from None
+            raise ValueError(
+                f"{value!r} is no length: expected a number such as 0.3 or a fraction such as 8/255."
+            ) from None
         if not 0 <= number < float("inf"):
             raise ValueError(f"A length must be at least 0 and finite, got {value}.")
         radius = super().__new__(cls, number)
@@ -45,6 +47,9 @@ def _flat_norm(delta: Tensor) -> Tensor:
     return delta.flatten(1).norm(dim=1).view(-1, *[1] * (delta.dim() - 1))
 
 
+EIGHT = Radius("8/255")
+
+
 @dataclass(frozen=True)
 class Threat:
     """All perturbations of norm at most ``eps`` that leave an image inside the box.
@@ -56,7 +61,7 @@ class Threat:
     """
 
     norm: Norm = "linf"
-    eps: Radius = Radius("8/255")
+    eps: Radius = EIGHT
     box: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ class AdversarialTraining(Regime):
         self.attack = self.bind(attack)
 
     def step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Logs]:
-        x_adv = self.craft(self.attack, batch.x, batch.y, self.draws(batch))
+        x_adv = self.craft(batch)
         return cross_entropy(self.network(x_adv), batch.y), {}
 
 
@@ -58,5 +58,5 @@ class TRADES(Regime):
         # What the attack moves away from is judged in the mode in which the attack sees the network.
         with crafting(self.network, self.attack.batchnorm), torch.no_grad():
             target = self.network(batch.x).float().softmax(1)
-        x_adv = self.craft(self.attack, batch.x, target, self.draws(batch))
+        x_adv = self.craft(batch, target)
         return trades(self.network(batch.x), self.network(x_adv), batch.y, self.beta), {}

@@ -33,7 +33,7 @@ class ARD(Distiller):
     def step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Logs]:
         teacher = student = clean = None
         if self.alpha > 0:
-            x_adv = self.craft(self.attack, batch.x, batch.y, self.draws(batch), self.attack_temperature)
+            x_adv = self.craft(batch, temperature=self.attack_temperature)
             teacher, student = self.teacher(batch.x), self.network(x_adv)
         if self.alpha < 1:
             clean = self.network(batch.x)

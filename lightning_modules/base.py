@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from attacks import PGD, Attack, Draws, Threat, tempered
@@ -17,6 +17,7 @@ from datamodules import Batch
 from networks import Facts
 
 Logs = dict[str, Tensor]
+ATTACK = 1
 
 
 class Regime(pl.LightningModule, ABC):
@@ -34,7 +35,10 @@ class Regime(pl.LightningModule, ABC):
     Attributes:
         trained_at: temperature that the network's softmax is trained at; strong attacks divide by it.
         replays: how often each mini-batch is seen in a row (free adversarial training).
+        attack: crafts training examples; only regimes that do so have one.
     """
+
+    attack: Attack
 
     trained_at: float = 1.0
     replays: int = 1
@@ -56,11 +60,9 @@ class Regime(pl.LightningModule, ABC):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.scheduler_interval = scheduler_interval
-        self.attack: Attack | None = None
-        metrics = MetricCollection({"acc": MulticlassAccuracy(self.facts.classes, average="micro")})
-        self.accuracy = nn.ModuleDict({stage: metrics.clone(prefix=f"{stage}/") for stage in ("val", "test")})
-        self.robust_accuracy = MulticlassAccuracy(self.facts.classes, average="micro")
-        self.validation_loss = MeanMetric()
+        accuracy = MulticlassAccuracy(self.facts.classes, average="micro")
+        self.val_accuracy, self.val_robust_accuracy, self.test_accuracy = (accuracy.clone() for _ in range(3))
+        self.val_loss = MeanMetric()
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
     # What a regime is
@@ -72,7 +74,7 @@ class Regime(pl.LightningModule, ABC):
     @property
     def threat(self) -> Threat | None:
         """The threat model that the regime trains against; None for a regime without an adversary."""
-        return None if self.attack is None else self.attack.threat
+        return self.attack.threat if hasattr(self, "attack") else None
 
     @property
     def monitor(self) -> str:
@@ -85,11 +87,19 @@ class Regime(pl.LightningModule, ABC):
 
     def draws(self, batch: Batch) -> Draws:
         """This step's random draws: they follow from seed, step and image, whatever the batch or the process."""
-        return Draws(batch.index, (self.seed, self.global_step))
+        # The word keeps them apart from augmentation's, which are keyed by seed and epoch.
+        return Draws(batch.index, (self.seed, self.global_step, ATTACK))
 
-    def craft(self, attack: Attack, x: Tensor, y: Tensor, draws: Draws, temperature: float = 1.0) -> Tensor:
-        """Adversarial versions of ``x`` against the network as it stands, its logits divided by ``temperature``."""
-        return attack(tempered(self.network, temperature), x, y, draws)
+    def craft(self, batch: Batch, target: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """Adversarial versions of a batch's images against the network as it stands.
+
+        Args:
+            batch: the images and, unless ``target`` takes their place, the labels to move away from.
+            target: distributions over the classes to move away from, (B, C), for attacks whose loss is ``kl``.
+            temperature: what the network's logits are divided by.
+        """
+        y = batch.y if target is None else target
+        return self.attack(tempered(self.network, temperature), batch.x, y, self.draws(batch))
 
     # What Lightning calls
 
@@ -112,7 +122,8 @@ class Regime(pl.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, logs = self.step(batch, batch_idx)
         # Looking at the loss stops a GPU's queue, so it is done where the bar looks anyway, and before validation.
-        if batch_idx % self.trainer.log_every_n_steps == 0 or self.trainer.is_last_batch:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if batch_idx % every == 0 or self.trainer.is_last_batch:
             self._refuse_nan(loss)
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.y))
         self.log_dict({f"train/{key}": value for key, value in logs.items()}, on_epoch=True, batch_size=len(batch.y))
@@ -129,19 +140,19 @@ class Regime(pl.LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self.network(batch.x)
-        self.validation_loss.update(nn.functional.cross_entropy(logits.float(), batch.y), len(batch.y))
-        self.log("val/loss", self.validation_loss, on_epoch=True, batch_size=len(batch.y))
-        self.accuracy["val"].update(logits, batch.y)
-        self.log_dict(dict(self.accuracy["val"]), prog_bar=True, on_epoch=True, batch_size=len(batch.y))
+        self.val_loss.update(nn.functional.cross_entropy(logits.float(), batch.y), len(batch.y))
+        self.log("val/loss", self.val_loss, on_epoch=True, batch_size=len(batch.y))
+        self.val_accuracy.update(logits, batch.y)
+        self.log("val/acc", self.val_accuracy, prog_bar=True, on_epoch=True, batch_size=len(batch.y))
         if self.threat is not None:
             # The same draws in every epoch, so that epochs are compared by their weights alone.
             x_adv = PGD(self.threat, steps=10)(self.network, batch.x, batch.y, Draws(batch.index, self.seed))
-            self.robust_accuracy.update(self.network(x_adv), batch.y)
-            self.log("val/robust_acc", self.robust_accuracy, prog_bar=True, on_epoch=True, batch_size=len(batch.y))
+            self.val_robust_accuracy.update(self.network(x_adv), batch.y)
+            self.log("val/robust_acc", self.val_robust_accuracy, prog_bar=True, on_epoch=True, batch_size=len(batch.y))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.accuracy["test"].update(self.network(batch.x), batch.y)
-        self.log_dict(dict(self.accuracy["test"]), on_epoch=True, batch_size=len(batch.y))
+        self.test_accuracy.update(self.network(batch.x), batch.y)
+        self.log("test/acc", self.test_accuracy, on_epoch=True, batch_size=len(batch.y))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         probabilities = self.network(batch.x).float().softmax(1)

@@ -41,24 +41,29 @@ class FastARD(Distiller):
         self.replays = replays
         self.delta_loss = delta_loss
         # Not a buffer: DDP would overwrite it with rank zero's, and each rank perturbs images of its own.
-        self.delta: Tensor | None = None
-        self._leaf: Tensor | None = None
-        self._gradient: Tensor | None = None
-        self._taught: Tensor | None = None
+        self.delta = torch.empty(0)
+        self._seen = 0  # batches since the loader began; Lightning's batch_idx differs after a resume inside an epoch
 
     @property
     def threat(self) -> Threat:
         return self._threat
 
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._seen = 0
+
     def step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Logs]:
-        if self.delta is None:
+        if not len(self.delta):
             self.delta = torch.zeros_like(batch.x)
         self.delta = self.delta.to(batch.x.device)  # a checkpoint's is on the CPU
         self._leaf = self.delta[: len(batch.x)].clone().requires_grad_()
+        if self._seen % self.replays == 0:
+            self._taught = self.teacher(batch.x)  # a mini-batch's replays show it the same images
+        self._seen += 1
         student = self.network(self.threat.clamp(batch.x + self._leaf))
         clean = self.network(batch.x) if self.alpha < 1 else None
         loss = distillation(
-            self._teach(batch, batch_idx),
+            self._taught,
             student,
             clean,
             batch.y,
@@ -68,24 +73,16 @@ class FastARD(Distiller):
             self.kl_reduction,
         )
         if self.delta_loss == "ce":
-            (self._gradient,) = torch.autograd.grad(cross_entropy(student, batch.y), self._leaf, retain_graph=True)
+            (self._climb,) = torch.autograd.grad(cross_entropy(student, batch.y), self._leaf, retain_graph=True)
         return loss, {}
-
-    def _teach(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The teacher's logits, asked for once per mini-batch: its replays show it the same images."""
-        if self._taught is None or batch_idx % self.replays == 0:
-            self._taught = self.teacher(batch.x)
-        return self._taught
 
     @torch.no_grad()
     def on_after_backward(self) -> None:
         # The gradient is only used for its direction, so neither accumulation nor a gradient scaler changes it.
-        assert self._leaf is not None and self.delta is not None
-        gradient = self._gradient if self.delta_loss == "ce" else self._leaf.grad
+        gradient = self._climb if self.delta_loss == "ce" else self._leaf.grad
         assert gradient is not None
         moved = self._leaf + float(self.threat.eps) * self.threat.steepest(gradient)
         self.delta[: len(moved)] = self.threat.shorten(moved)
-        self._leaf = self._gradient = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -1,7 +1,7 @@
 """The losses of every regime, as functions of tensors.
 
-Notation: ``z_S``, ``z_T`` logits of student and teacher, shape (B, C); ``p(z, t) = softmax(z / t)``; ``y`` labels, shape
-(B,). Every function returns a scalar, the mean over the batch, computed in float32 whatever the precision of the
+Notation: ``z_S``, ``z_T`` logits of student and teacher, shape (B, C); ``p(z, t) = softmax(z / t)``; ``y`` labels,
+shape (B,). Every function returns a scalar, the mean over the batch, computed in float32 whatever the precision of the
 logits. Temperatures are positive and mixing weights lie in [0, 1]; :func:`check_temperature` and :func:`check_weight`
 refuse others before training starts.
 """
@@ -85,10 +85,12 @@ def distillation(
     """
     terms = []
     if alpha > 0:
-        assert teacher is not None and student is not None, "the KL term needs teacher and student"
+        if teacher is None or student is None:
+            raise ValueError(f"At alpha = {alpha} the KL term needs the logits of teacher and student.")
         terms.append(alpha * t**2 * kl_divergence(teacher, student, t, reduction))
     if alpha < 1:
-        assert clean is not None, "the cross-entropy needs clean logits"
+        if clean is None:
+            raise ValueError(f"At alpha = {alpha} the cross-entropy needs clean logits.")
         terms.append((1 - alpha) * cross_entropy(clean, y, ce_t))
     return torch.stack(terms).sum()
 

@@ -26,9 +26,19 @@ SHARED = (
     "limit_test_batches",
 )
 # What does not change the weights of a trained teacher, and so is no part of its identity.
+SHOWN = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "default_root_dir", "profiler")
 IRRELEVANT = ("name", "runs", "wandb", "suite", "train_teacher", "ckpt_path", "config")
 # Variables by which launchers tell a process its place; a teacher's fit is a run of its own.
-LAUNCHERS = ("LOCAL_RANK", "RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHERS = (
+    "LOCAL_RANK",
+    "RANK",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 RUN_FOLDER = "TEMPERED_RUN_FOLDER"
 
 
@@ -42,13 +52,15 @@ def effective_config(parse: Callable[[list[str]], dict[str, Any]], student: dict
     path = student["model"]["init_args"]["teacher"]["config"]
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no config {path} for the teacher, seen from {Path.cwd()}.")
-    overrides = {"trainer": {key: student["trainer"][key] for key in SHARED}, "data": student["data"]}
+    overrides = {key: student[key] for key in ("data", "runs", "wandb", "train_teacher")}
+    overrides["trainer"] = {key: student["trainer"][key] for key in SHARED}
     return parse(["--config", path, "--config", yaml.safe_dump(overrides)])
 
 
 def key_of(config: dict[str, Any]) -> str:
     """Hash of all that decides a teacher's weights, as 12 hexadecimal digits."""
     relevant = {key: value for key, value in config.items() if key not in IRRELEVANT}
+    relevant["trainer"] = {key: value for key, value in config["trainer"].items() if key not in SHOWN}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import count
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from pyarrow import parquet
 from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+
+from networks.counts import multiply_adds, parameters
 
 PACKAGES = ("tempered", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "jsonargparse", "numpy")
 METRICS = "metrics.csv"
@@ -50,8 +52,7 @@ def loggers(folder: Path, name: str, wandb: bool) -> list[Logger]:
     if earlier.exists():
         # Lightning's logger deletes the file of the fit that is being resumed.
         part = 1 + len(list(folder.glob("metrics-*.csv")))
-        if rank_zero_only.rank == 0:
-            earlier.rename(folder / f"metrics-{part}.csv")
+        rank_zero_only(earlier.rename)(folder / f"metrics-{part}.csv")
     chosen: list[Logger] = [CSVLogger(folder, name="", version="")]
     if wandb:
         try:
@@ -60,8 +61,9 @@ def loggers(folder: Path, name: str, wandb: bool) -> list[Logger]:
             rank_zero_info("W&B is not installed: this run logs to CSV only (pip install wandb, or --wandb false).")
         else:
             online = os.environ.get("WANDB_MODE") != "offline" and client.login(prompt=False, verify=False)
-            label = f"{name}/{folder.name}"
-            chosen.append(WandbLogger(name=label, project="tempered", save_dir=folder, offline=not online))
+            mode = "online" if online else "offline"
+            quiet = client.Settings(quiet=True)
+            chosen.append(WandbLogger(f"{name}/{folder.name}", folder, project="tempered", mode=mode, settings=quiet))
     return chosen
 
 
@@ -110,6 +112,15 @@ class RunFolder(BasePredictionWriter):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.config.update({"tempered": self.config}, allow_val_change=True)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        roles = {"network": pl_module.network}
+        if hasattr(pl_module, "teacher"):
+            roles = {"student": pl_module.network, "teacher": pl_module.teacher.module}
+        for role, network in roles.items():
+            size = f"{parameters(network):,} parameters"
+            work = f"{multiply_adds(network, pl_module.facts.shape):,} multiply-adds per image"
+            rank_zero_info(f"{role}: {type(network).__name__}, {size}, {work}")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -169,7 +180,7 @@ def loss_curves(folder: Path) -> Path | None:
         for key, style in zip(keys, ("-", "--"), strict=True):
             if key in curves:
                 ax.plot(list(curves[key]), list(curves[key].values()), style, marker=".", label=key)
-        ax.set(xlabel="epoch", title=title)
+        ax.set(xlabel="epoch", title=title, ylim=(0, 1) if title == "accuracy" else None)
         ax.grid(alpha=0.3)
         ax.legend(frameon=False)
     path = folder / "figures" / "curves.png"

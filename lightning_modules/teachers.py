@@ -113,5 +113,3 @@ class FrozenTeacher:
                 f"The teacher from {self.origin} returns {tuple(logits.shape[1:])} values per image, "
                 f"the student's data has {facts.classes} classes."
             )
-
-

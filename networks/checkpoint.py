@@ -113,7 +113,7 @@ def _fill(module: nn.Module, weights: dict[str, Any], path: Path) -> None:
     ]
     if missing or unknown or wrong:
         raise ValueError(
-            f"The weights in {path} do not fit {type(module).__name__}: {len(missing)} missing, {len(unknown)} unknown, "
-            f"{len(wrong)} of another shape, the first being {(wrong + missing + unknown)[0]}."
+            f"The weights in {path} do not fit {type(module).__name__}: {len(missing)} missing, {len(unknown)} "
+            f"unknown, {len(wrong)} of another shape, the first being {(wrong + missing + unknown)[0]}."
         )
     module.load_state_dict(weights)

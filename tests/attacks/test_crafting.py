@@ -1,0 +1,192 @@
+"""No attack leaves a trace on the model that it attacks, nor on the random state around it."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from attack_helpers import ATTACKS, Counting, build, draws, untouched
+from torch import nn
+from torch.nn import functional as F
+
+from attacks import Threat, crafting, tempered
+
+EVERY = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+BATCHNORM = pytest.mark.parametrize("batchnorm", ["eval", "train"])
+NORM = pytest.mark.parametrize("norm", ["linf", "l2"])
+
+
+def threat(norm="linf"):
+    return Threat(norm, "8/255") if norm == "linf" else Threat(norm, 0.5)
+
+
+@EVERY
+@BATCHNORM
+@NORM
+def test_the_model_is_untouched(attack, batchnorm, norm, network, batch):
+    with untouched(network):
+        build(attack, threat(norm), batchnorm)(network, *batch)
+
+
+@EVERY
+@BATCHNORM
+def test_the_model_is_untouched_in_eval_mode(attack, batchnorm, network, batch):
+    network.eval()
+    with untouched(network):
+        build(attack, threat(), batchnorm)(network, *batch)
+
+
+@EVERY
+@BATCHNORM
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_the_model_is_untouched_when_it_fails_half_way(attack, batchnorm, which, network, batch):
+    counting = Counting(network)
+    build(attack, threat(), batchnorm)(counting, *batch)
+    failing = Counting(network, fail_at=1 if which == "first" else len(counting.sizes))
+    with untouched(failing), pytest.raises(RuntimeError, match="out of memory"):
+        build(attack, threat(), batchnorm)(failing, *batch)
+
+
+@EVERY
+@BATCHNORM
+def test_batch_norms_of_every_kind_are_put_back(attack, batchnorm, batch):
+    """Cumulative averages, none at all, and statistics that a checkpoint does not keep."""
+    model = nn.Sequential(
+        nn.BatchNorm2d(3, momentum=None),
+        nn.BatchNorm2d(3, track_running_stats=False),
+        nn.InstanceNorm2d(3, track_running_stats=True),
+        nn.Flatten(),
+        nn.BatchNorm1d(3 * 64, affine=False),
+        nn.Linear(3 * 64, 5),
+    )
+    model.register_buffer("temporary", torch.randn(3), persistent=False)
+    with untouched(model):
+        build(attack, threat(), batchnorm)(model, *batch)
+
+
+@EVERY
+def test_batch_norm_train_uses_the_batchs_statistics_and_eval_the_running_ones(attack, network, batch):
+    """Seen by what the attack depends on: the running averages, or not."""
+    x, y = batch
+    results = {}
+    for batchnorm in ("eval", "train"):
+        for shift in (0.0, 3.0):
+            network.bn.running_mean.fill_(shift)
+            network.frozen_bn.running_mean.fill_(0.0)
+            results[batchnorm, shift] = build(attack, threat(), batchnorm)(network, x, y, draws(6))
+    assert not results["eval", 0.0].equal(results["eval", 3.0])
+    torch.testing.assert_close(results["train", 0.0], results["train", 3.0])
+
+
+@EVERY
+@BATCHNORM
+def test_dropout_is_off_while_crafting(attack, batchnorm, network, batch):
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        results.append(build(attack, threat(), batchnorm)(network, *batch, draws(6)))
+    assert results[0].equal(results[1])
+
+
+@EVERY
+@NORM
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_attacks_work_where_gradients_are_off(attack, norm, mode, network):
+    def images():
+        generator = torch.Generator().manual_seed(1)
+        return torch.rand(6, 3, 8, 8, generator=generator), torch.tensor([0, 1, 2, 3, 4, 0])
+
+    outside = build(attack, threat(norm))(network, *images(), draws(6))
+    with mode(), untouched(network):
+        inside = build(attack, threat(norm))(network, *images(), draws(6))
+        assert not torch.is_grad_enabled()
+        assert not inside.equal(images()[0])
+    torch.testing.assert_close(inside.clone(), outside)
+
+
+@EVERY
+def test_what_is_given_and_what_is_returned_carry_no_graph(attack, network, batch):
+    x, y = batch
+    x.requires_grad_(True)
+    before = x.detach().clone()
+    adversarial = build(attack, threat())(network, x, y)
+    assert x.equal(before)
+    assert x.grad is None
+    assert x.requires_grad
+    assert not adversarial.requires_grad
+    assert adversarial.data_ptr() != x.data_ptr()
+    assert adversarial.shape == x.shape
+    assert adversarial.dtype == x.dtype
+
+
+@EVERY
+@NORM
+def test_given_draws_take_the_place_of_every_generator(attack, norm, network, batch):
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"], random.getstate()  # noqa: NPY002
+        results.append(build(attack, threat(norm))(network, *batch, draws(6)))
+        assert torch.get_rng_state().equal(before[0])
+        assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], before[1]["key"])  # noqa: NPY002
+        assert random.getstate() == before[2]
+    assert results[0].equal(results[1])
+
+
+@EVERY
+def test_without_draws_torchs_seed_decides(attack, network, batch):
+    results = []
+    for seed in (1, 1):
+        torch.manual_seed(seed)
+        results.append(build(attack, threat())(network, *batch))
+    assert results[0].equal(results[1])
+
+
+def test_without_draws_two_calls_start_elsewhere(network, batch):
+    attack = build(next(a for a in ATTACKS if a.__name__ == "PGD"), threat())
+    assert not attack(network, *batch).equal(attack(network, *batch))
+
+
+@EVERY
+def test_weights_still_get_their_gradients_under_autocast(attack, network, batch):
+    """Autocast keeps 16-bit copies of the weights; those made while they were frozen would carry no graph."""
+    x, y = batch
+    network.body[1].p = 0.0
+    network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        adversarial = build(attack, threat())(network, x, y)
+        F.cross_entropy(network(adversarial), y).backward()
+    found = {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
+    assert found
+    network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        F.cross_entropy(network(adversarial), y).backward()
+    for name, p in network.named_parameters():
+        if p.requires_grad:
+            assert found[name] is not None, name
+            torch.testing.assert_close(found[name], p.grad)
+
+
+@BATCHNORM
+def test_inside_the_context(batchnorm, network, batch):
+    with torch.no_grad(), crafting(network, batchnorm):
+        assert torch.is_grad_enabled()
+        assert not any(p.requires_grad for p in network.parameters())
+        assert network.bn.training == (batchnorm == "train")
+        others = [m for m in network.modules() if not isinstance(m, nn.BatchNorm2d)]
+        assert not any(module.training for module in others)
+        x = batch[0].requires_grad_(True)
+        assert torch.autograd.grad(network(x).sum(), x)[0].abs().sum() > 0
+
+
+def test_contexts_nest(network, batch):
+    with untouched(network), crafting(network), crafting(network, "train"):
+        network(batch[0])
+
+
+def test_tempered(network, batch):
+    network.eval()
+    torch.testing.assert_close(tempered(network, 20.0)(batch[0]), network(batch[0]) / 20)
+    assert tempered(network, 1.0) is network
