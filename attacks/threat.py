@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 import torch
+from jsonargparse import set_parsing_settings
 from jsonargparse.typing import register_type
 from torch import Tensor
 
@@ -131,3 +132,7 @@ class Threat:
         """How far each image has moved, in this norm: shape (B,)."""
         order = float("inf") if self.norm == "linf" else 2
         return torch.linalg.vector_norm((x_adv - x).flatten(1), ord=order, dim=1)
+
+
+# Otherwise jsonargparse cannot change a regime on the command line while keeping the attack of its config.
+set_parsing_settings(subclasses_enabled=[Threat])

@@ -40,6 +40,7 @@ LAUNCHERS = (
     "MASTER_PORT",
 )
 RUN_FOLDER = "TEMPERED_RUN_FOLDER"
+MAIN = Path(__file__).parents[1] / "main.py"
 
 
 def effective_config(parse: Callable[[list[str]], dict[str, Any]], student: dict[str, Any]) -> dict[str, Any]:
@@ -86,13 +87,14 @@ def train_once(config: dict[str, Any], runs: Path, name: str) -> Path:
         partial.mkdir(exist_ok=True)
         effective = partial / "teacher.yaml"
         effective.write_text(yaml.safe_dump(config, sort_keys=False))
-        command = [sys.executable, "-m", "main", "fit", "--config", str(effective)]
+        command = [sys.executable, str(MAIN), "fit", "--config", str(effective)]
         last = partial / "checkpoints" / "last.ckpt"
         if last.exists():
             command += ["--ckpt_path", str(last)]
         rank_zero_info(f"Training the teacher first, in {partial}: {shlex.join(command)}")
-        outer = {key: value for key, value in os.environ.items() if key not in LAUNCHERS}
-        done = subprocess.run(command, env={**outer, RUN_FOLDER: str(partial)}, check=False)
+        environment = {key: value for key, value in os.environ.items() if key not in LAUNCHERS}
+        environment |= {RUN_FOLDER: str(partial), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(command, env=environment, check=False)
         if done.returncode != 0:
             raise ChildProcessError(
                 f"The teacher's fit ended with exit status {done.returncode}; what it did is kept in {partial}, "

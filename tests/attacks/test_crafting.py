@@ -65,6 +65,26 @@ def test_batch_norms_of_every_kind_are_put_back(attack, batchnorm, batch):
 
 
 @EVERY
+@BATCHNORM
+def test_a_buffer_that_every_forward_moves_is_put_back(attack, batchnorm, network, batch):
+    """Such as a count of calls or a running range for quantisation, which eval mode does not stop."""
+
+    class Observed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.network(x)
+
+    model = Observed()
+    with untouched(model):
+        build(attack, threat(), batchnorm)(model, *batch)
+
+
+@EVERY
 def test_batch_norm_train_uses_the_batchs_statistics_and_eval_the_running_ones(attack, network, batch):
     """Seen by what the attack depends on: the running averages, or not."""
     x, y = batch
@@ -90,15 +110,16 @@ def test_dropout_is_off_while_crafting(attack, batchnorm, network, batch):
 
 @EVERY
 @NORM
+@BATCHNORM
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
-def test_attacks_work_where_gradients_are_off(attack, norm, mode, network):
+def test_attacks_work_where_gradients_are_off(attack, norm, batchnorm, mode, network):
     def images():
         generator = torch.Generator().manual_seed(1)
         return torch.rand(6, 3, 8, 8, generator=generator), torch.tensor([0, 1, 2, 3, 4, 0])
 
-    outside = build(attack, threat(norm))(network, *images(), draws(6))
+    outside = build(attack, threat(norm), batchnorm)(network, *images(), draws(6))
     with mode(), untouched(network):
-        inside = build(attack, threat(norm))(network, *images(), draws(6))
+        inside = build(attack, threat(norm), batchnorm)(network, *images(), draws(6))
         assert not torch.is_grad_enabled()
         assert not inside.equal(images()[0])
     torch.testing.assert_close(inside.clone(), outside)

@@ -140,7 +140,7 @@ def test_a_box_goes_from_low_to_high(box):
         Threat(box=box)
 
 
-@pytest.mark.parametrize("norm", ["l1", "Linf", "inf", "2"])
+@pytest.mark.parametrize("norm", ["l1", "Linf"])
 def test_unknown_norms_are_refused(norm):
     """Notebooks have no parser that checks the literal: ``Linf`` must not pass for another norm."""
     with pytest.raises(ValueError, match=norm):
