@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
-from rich.console import Console
+from rich import get_console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -84,7 +84,7 @@ class AttackSuite(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not self.silent:
-            Console().print(self.table())
+            get_console().print(self.table())
 
     def _evaluate(
         self,
@@ -106,7 +106,7 @@ class AttackSuite(pl.Callback):
             temperature,
             self.seed,
             title=role,
-            console=Console() if trainer.is_global_zero else None,
+            console=get_console() if trainer.is_global_zero else None,
         )
         result = SuiteResult.merge(_gather(result, trainer.world_size))
         records = [replace(record, model=role, checkpoint=checkpoint) for record in result.records()]
@@ -134,11 +134,13 @@ class AttackSuite(pl.Callback):
         """All that this callback has measured: a row per attack, a column per network."""
         table = Table(title=f"Accuracy, % [95 % interval] at {self.threat}", title_style="bold")
         table.add_column("")
-        for role, checkpoint in self.results:
+        # The newest test first, so the best checkpoint before the last; the teacher beside them.
+        columns = sorted(reversed(self.results.items()), key=lambda column: column[0][0] == "teacher")
+        for (role, checkpoint), _ in columns:
             table.add_column(f"{role} ({checkpoint})" if checkpoint else role, justify="right")
-        metrics = list(dict.fromkeys(record.metric for records in self.results.values() for record in records))
+        metrics = list(dict.fromkeys(record.metric for _, records in columns for record in records))
         for metric in metrics:
-            found = [{r.metric: r for r in records}.get(metric) for records in self.results.values()]
+            found = [{r.metric: r for r in records}.get(metric) for _, records in columns]
             cells = [f"{r.value:.1%} [{r.low:.1%}, {r.high:.1%}]".replace("%", "") if r else "–" for r in found]
             table.add_row(metric, *cells, end_section=metric in (CLEAN, metrics[-2]))
         return table

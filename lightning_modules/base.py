@@ -144,7 +144,8 @@ class Regime(pl.LightningModule, ABC):
         self.log("val/loss", self.val_loss, on_epoch=True, batch_size=len(batch.y))
         self.val_accuracy.update(logits, batch.y)
         self.log("val/acc", self.val_accuracy, prog_bar=True, on_epoch=True, batch_size=len(batch.y))
-        if self.threat is not None:
+        # Lightning's check before the first epoch asks whether the data flows, not how robust chance is.
+        if self.threat is not None and not self.trainer.sanity_checking:
             # The same draws in every epoch, so that epochs are compared by their weights alone.
             x_adv = PGD(self.threat, steps=10)(self.network, batch.x, batch.y, Draws(batch.index, self.seed))
             self.val_robust_accuracy.update(self.network(x_adv), batch.y)
