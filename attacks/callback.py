@@ -79,8 +79,7 @@ class AttackSuite(pl.Callback):
         self._evaluate(trainer, pl_module, pl_module.network, role, self.checkpoint, pl_module.trained_at)
         # The teacher is the same for every checkpoint of the student, so it is attacked once.
         if teacher is not None and ("teacher", "") not in self.results:
-            teacher.module.to(pl_module.device)
-            self._evaluate(trainer, pl_module, teacher.module, "teacher", "", teacher.trained_at)
+            self._evaluate(trainer, pl_module, teacher.on(pl_module.device), "teacher", "", teacher.trained_at)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not self.silent:

@@ -17,7 +17,7 @@ def crafting(model: nn.Module, batchnorm: BatchNorm = "eval") -> Iterator[None]:
 
     Parameters are frozen (a compiled graph would compute their gradients otherwise), every sub-module is in eval
     mode, and grad mode is on whatever surrounds the call: Lightning's ``test`` runs without. Each sub-module's
-    ``training`` flag, each parameter's ``requires_grad`` and, where they can move, all buffers are put back.
+    ``training`` flag, each parameter's ``requires_grad`` and all buffers are put back.
 
     Args:
         model: the attacked model.
@@ -27,7 +27,13 @@ def crafting(model: nn.Module, batchnorm: BatchNorm = "eval") -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     moving = [module for module, _ in modes if batchnorm == "train" and isinstance(module, _BatchNorm)]
-    buffers = [(buffer, buffer.clone()) for module in moving for buffer in module.buffers(recurse=False)]
+    # Batch-norm in eval mode moves nothing, which spares a network of many layers as many copies.
+    buffers = [
+        (buffer, buffer.clone())
+        for module, _ in modes
+        if batchnorm == "train" or not isinstance(module, _BatchNorm)
+        for buffer in module.buffers(recurse=False)
+    ]
     try:
         for module, _ in modes:
             module.training = False  # not .eval(), which would recurse once per sub-module

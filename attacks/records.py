@@ -1,6 +1,7 @@
 """What an evaluator says: records with their sample size and interval, and where they are kept."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -23,7 +24,8 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     centre = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    # Rounding must not put the share itself outside.
+    return max(0.0, min(share, (centre - half) / scale)), min(1.0, max(share, (centre + half) / scale))
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,28 @@ def share(metric: str, successes: int, n: int, seconds: float, threat: str = "")
 
 
 def write_records(folder: Path, records: Sequence[Record]) -> None:
-    """Appends records to ``results.jsonl`` in a folder and rewrites ``results.csv`` from all of them.
+    """Adds records to ``results.jsonl`` in a folder and makes ``results.csv`` from all of them.
 
-    The table appears whole or not at all, so an interrupted write loses nothing that stood there.
+    Both appear whole or not at all, so an interrupted write loses nothing that stood there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = folder / "results.jsonl"
-    with lines.open("a") as file:
-        file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
-    partial = folder / ".results.csv.partial"
+    # A process that was killed while it wrote has left a line without an end, which is no record.
+    whole = (
+        [line for line in lines.read_text().splitlines(keepends=True) if line.endswith("\n")] if lines.exists() else []
+    )
+    whole += [json.dumps(asdict(record)) + "\n" for record in records]
+    _replace(lines, whole)
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, [field.name for field in fields(Record)])
+    table.writeheader()
+    table.writerows(map(json.loads, whole))
+    _replace(folder / "results.csv", [text.getvalue()])
+
+
+def _replace(path: Path, lines: Sequence[str]) -> None:
+    """Puts a file in the place of another in one step."""
+    partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", newline="") as file:
-        table = csv.DictWriter(file, [field.name for field in fields(Record)])
-        table.writeheader()
-        table.writerows(json.loads(line) for line in lines.read_text().splitlines())
-    os.replace(partial, folder / "results.csv")
+        file.writelines(lines)
+    os.replace(partial, path)

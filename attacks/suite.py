@@ -137,7 +137,7 @@ def run_suite(
         ValueError: for no images, images outside the box, or logits that are not finite.
     """
     attacks = resolve(attacks, threat, temperature)
-    if not batches:
+    if not sum(len(y) for _, y, _ in batches):
         raise ValueError("The suite was given no images to attack.")
     bar = Progress(
         TextColumn("{task.description}"),
@@ -171,7 +171,9 @@ def run_suite(
                 stands = torch.eq(before, y)
                 if stands.any():
                     x_adv[stands] = attack(model, x[stands], y[stands], Draws(index[stands], seed))
-                    after[stands] = _predict(model, x_adv[stands], attack.threat, attack.name)
+                    found = _predict(model, x_adv[stands], attack.threat, attack.name)
+                    # An example that the threat model does not allow is no success.
+                    after[stands] = torch.where(attack.threat.holds(x_adv[stands], x[stands]), found, before[stands])
                 predictions.append(after)
                 distances.append(attack.threat.distance(x_adv, x))
                 if sum(len(done) for done, _ in kept) < examples:
@@ -197,7 +199,7 @@ def _predict(model: nn.Module, x: Tensor, threat: Threat, attack: str | None) ->
             f"{whose} are {x.dtype} in [{x.amin():g}, {x.amax():g}], expected floats in [{low:g}, {high:g}]: "
             "scale them (x / 255 for bytes) or give the threat model their box."
         )
-    with crafting(model), torch.no_grad():
+    with crafting(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         logits = model(x)
     if not logits.isfinite().all():
         raise ValueError("The model returned logits that are not finite, so its predictions mean nothing.")

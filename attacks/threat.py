@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jsonargparse import set_parsing_settings
@@ -67,8 +67,10 @@ class Threat:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Radius(self.eps))
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, got {self.norm!r}.")
         low, high = self.bounds
-        if low >= high:
+        if not low < high:
             raise ValueError(f"A box goes from its lowest to its highest value, got {list(self.bounds)}.")
         # In l2 a meaningful radius may exceed the box's width; ten times the width is beyond any in use.
         limit = (high - low) * (1 if self.norm == "linf" else 10)
@@ -113,6 +115,9 @@ class Threat:
         """The direction of unit norm in which a linear function with this gradient rises fastest."""
         if self.norm == "linf":
             return gradient.sign()
+        # Scaled first: the squares of a small gradient underflow.
+        largest = gradient.abs().flatten(1).amax(1).view(-1, *[1] * (gradient.dim() - 1))
+        gradient = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
         return gradient / _flat_norm(gradient).clamp_min(1e-12)
 
     def start(self, x: Tensor, draws: Draws) -> Tensor:
@@ -127,6 +132,11 @@ class Threat:
             radius = draws.uniform([1] * len(shape)) ** (1 / shape.numel())
             delta = eps * radius * direction / _flat_norm(direction).clamp_min(1e-12)
         return self.clamp(x + delta.to(x.dtype))
+
+    def holds(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Which images lie in the ball, but for rounding: bool (B,)."""
+        low, high = self.bounds
+        return self.distance(x_adv, x) <= float(self.eps) * (1 + 1e-4) + 1e-6 * (high - low)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """How far each image has moved, in this norm: shape (B,)."""

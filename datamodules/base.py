@@ -182,7 +182,10 @@ class Images(pl.LightningDataModule, ABC):
             seed=_run_seed(),
             replays=replays,
         )
-        return DataLoader(dataset, batch_size=size, sampler=sampler, collate_fn=_identity)
+        # A loader draws a seed for workers that it does not have; from torch's generator, that would shift dropout's
+        # draws in a resumed fit.
+        unused = torch.Generator()
+        return DataLoader(dataset, batch_size=size, sampler=sampler, collate_fn=_identity, generator=unused)
 
     def _source(self, train: bool, device: torch.device) -> tuple[Tensor, Tensor]:
         """The training or the test set on a device, read once and moved to it once."""

@@ -63,6 +63,7 @@ class Regime(pl.LightningModule, ABC):
         accuracy = MulticlassAccuracy(self.facts.classes, average="micro")
         self.val_accuracy, self.val_robust_accuracy, self.test_accuracy = (accuracy.clone() for _ in range(3))
         self.val_loss = MeanMetric()
+        self._finite = torch.ones((), dtype=torch.bool)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
     # What a regime is
@@ -121,21 +122,29 @@ class Regime(pl.LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, logs = self.step(batch, batch_idx)
-        # Looking at the loss stops a GPU's queue, so it is done where the bar looks anyway, and before validation.
+        # Looking at the loss stops a GPU's queue, so every step's is kept, and looked at where the logger looks anyway.
+        self._finite = self._finite.to(loss.device) & loss.detach().isfinite()
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if batch_idx % every == 0 or self.trainer.is_last_batch:
-            self._refuse_nan(loss)
+        if every and batch_idx % every == 0:
+            self._refuse_nan()
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.y))
         self.log_dict({f"train/{key}": value for key, value in logs.items()}, on_epoch=True, batch_size=len(batch.y))
         return loss
 
-    def _refuse_nan(self, loss: Tensor) -> None:
-        if not loss.isfinite():
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._finite &= self.val_loss.compute().isfinite().to(self._finite.device)
+            self._refuse_nan()
+
+    def on_train_epoch_end(self) -> None:
+        self._refuse_nan()  # before any checkpoint is written
+
+    def _refuse_nan(self) -> None:
+        if not self._finite:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise FloatingPointError(
-                f"The training loss became {loss.item()} by step {self.global_step} (epoch {self.current_epoch}) at a "
-                f"learning rate of {rate:g}: try a smaller rate, gradient clipping or precision 32. "
-                "The last checkpoint is from before this epoch."
+                f"The loss became nan or inf by step {self.global_step} (epoch {self.current_epoch}) at a learning rate "
+                f"of {rate:g}: try a smaller rate, gradient clipping or precision 32. Checkpoints are from before that."
             )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -161,11 +170,10 @@ class Regime(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["trained_at"] = float(self.trained_at)
-        checkpoint["facts"] = self.facts.to_dict()
         # A notebook may have passed functions; a checkpoint that is safe to load cannot hold them.
         hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        for key in [key for key, value in hparams.items() if not _plain(value)]:
-            del hparams[key]
+        plain = {key: value for key, value in hparams.items() if _plain(value)}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain | {"facts": self.facts.to_dict()}
 
 
 def _plain(value: Any) -> bool:

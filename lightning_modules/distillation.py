@@ -37,7 +37,8 @@ class DefensiveDistillation(Distiller):
     """
 
     def __init__(self, temperature: float = 20.0, **kwargs: Any) -> None:
-        super().__init__(temperature=temperature, **kwargs)
+        # Labels have no word in its loss, and the terms that these weigh do not occur.
+        super().__init__(temperature=temperature, alpha=1.0, ce_temperature=1, kl_reduction="batchmean", **kwargs)
 
     def step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Logs]:
         loss = soft_cross_entropy(self.teacher(batch.x), self.network(batch.x), self.temperature, self.temperature)

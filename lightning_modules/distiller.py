@@ -63,7 +63,7 @@ class Distiller(Regime):
         checkpoint["teacher"] = {"sha256": self.teacher.sha256, "origin": self.teacher.origin}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        before = checkpoint.get("teacher", {}).get("sha256")
+        before = checkpoint.get("teacher", {}).get("sha256", "none")
         if self._trainer is not None and self.trainer.state.fn == "fit" and before != self.teacher.sha256:
             raise ValueError(
                 f"This fit began with another teacher (SHA-256 {before:.12}, now {self.teacher.sha256:.12} from "

@@ -23,7 +23,8 @@ class FastARD(Distiller):
     backward). The algorithm prints the student on clean images; text and free training mean x + d. The paper does not
     give the step of ``d``; it is the radius, as in free training. Train for epochs / m, with the rate's drops in
     steps. Per step the student does 1 forward and 1 backward (and 1 more forward below a = 1); the teacher 1 forward
-    per mini-batch, not per replay. The last, partial mini-batch of an epoch is left out.
+    per mini-batch, not per replay. At m > 1 the last, partial mini-batch of an epoch is left out. Under DDP every
+    process has a ``d`` of its own; a fit that is resumed begins with rank zero's in all of them.
 
     Args:
         threat: the ball that ``d`` stays in.
@@ -37,6 +38,8 @@ class FastARD(Distiller):
         super().__init__(**kwargs)
         if replays < 1:
             raise ValueError(f"replays must be at least 1, got {replays}.")
+        if self.alpha == 0:
+            raise ValueError("At alpha = 0 nothing is distilled, and d would climb no loss: alpha must be above 0.")
         self._threat = threat.within(self.facts.box)
         self.replays = replays
         self.delta_loss = delta_loss
@@ -55,6 +58,11 @@ class FastARD(Distiller):
     def step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Logs]:
         if not len(self.delta):
             self.delta = torch.zeros_like(batch.x)
+        if len(self.delta) < len(batch.x):
+            raise ValueError(
+                f"This fit began with batches of {len(self.delta)} images and cannot go on with {len(batch.x)}: "
+                f"resume with --data.batch_size {len(self.delta)}."
+            )
         self.delta = self.delta.to(batch.x.device)  # a checkpoint's is on the CPU
         self._leaf = self.delta[: len(batch.x)].clone().requires_grad_()
         if self._seen % self.replays == 0:
@@ -81,6 +89,8 @@ class FastARD(Distiller):
         # The gradient is only used for its direction, so neither accumulation nor a gradient scaler changes it.
         gradient = self._climb if self.delta_loss == "ce" else self._leaf.grad
         assert gradient is not None
+        # One that overflowed in fp16 leaves d where it is; the scaler skips the weights' step too.
+        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
         moved = self._leaf + float(self.threat.eps) * self.threat.steepest(gradient)
         self.delta[: len(moved)] = self.threat.shorten(moved)
 

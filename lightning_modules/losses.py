@@ -54,7 +54,8 @@ def kl_divergence(target: Tensor, student: Tensor, t: float = 1.0, reduction: KL
     """
     log_target = (target.float() / t).log_softmax(1)
     log_student = (student.float() / t).log_softmax(1)
-    return F.kl_div(log_student, log_target, reduction=reduction, log_target=True)
+    loss = F.kl_div(log_student, log_target, reduction="batchmean", log_target=True)
+    return loss / target.shape[1] if reduction == "mean" else loss
 
 
 def distillation(

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from networks import Facts
-from networks.checkpoint import load_network
+from networks.checkpoint import load_network, weights_hash
 
 
 @dataclass
@@ -28,6 +29,9 @@ class TeacherSource:
     module: nn.Module | None = None
     network: Callable[[Facts], nn.Module] | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TeacherSource":
+        return self  # Lightning copies what a module was given; a teacher may be large
+
     def load(self, facts: Facts) -> "FrozenTeacher":
         """The teacher, checked against the student's data.
 
@@ -42,7 +46,7 @@ class TeacherSource:
                 _compare("images of shape", loaded.facts.shape, facts.shape)
             teacher = FrozenTeacher(loaded.network, loaded.sha256, self.checkpoint, loaded.trained_at)
         elif self.module is not None:
-            teacher = FrozenTeacher(self.module, "", type(self.module).__name__, 1.0)
+            teacher = FrozenTeacher(self.module, weights_hash(self.module), type(self.module).__name__, 1.0)
         elif self.config is not None:
             raise FileNotFoundError(
                 f"The teacher that {self.config} trains does not exist yet. Train it with: "
@@ -67,13 +71,14 @@ class FrozenTeacher:
 
     Args:
         module: the network.
-        sha256: the hash of its file, empty where there is none.
+        sha256: the hash of its file, or of its weights where it was given as a module.
         origin: where it came from, for messages.
         trained_at: temperature of its training.
     """
 
     def __init__(self, module: nn.Module, sha256: str, origin: str, trained_at: float) -> None:
         self.module = module.eval().requires_grad_(False)
+        self._device: torch.device | None = None
         self.sha256 = sha256
         self.origin = origin
         self.trained_at = trained_at
@@ -81,9 +86,14 @@ class FrozenTeacher:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C) of images (B, C, H, W), on the images' device, without a graph."""
-        if next(self.module.parameters()).device != x.device:
-            self.module.to(x.device)
-        return self.module(x)
+        return self.on(x.device)(x)
+
+    def on(self, device: torch.device) -> nn.Module:
+        """The network itself, moved to a device."""
+        if self._device != device:
+            self.module.to(device)
+            self._device = device
+        return self.module
 
     def keep_dropout_active(self) -> None:
         """Lets dropout draw at every forward (Fickle Teacher); everything else stays in eval mode.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from networks.base import Facts
 
@@ -38,6 +38,15 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of a module's state dict, names and values, hexadecimal."""
+    digest = hashlib.sha256()
+    for key, value in module.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def load_network(path: str | Path, network: Factory | None = None, facts: Facts | None = None) -> Loaded:
     """Loads a network from a run's checkpoint or from a plain state dict.
 
@@ -57,15 +66,17 @@ def load_network(path: str | Path, network: Factory | None = None, facts: Facts 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{path} cannot be read as weights alone ({str(error).splitlines()[0]}): "
+            f"{path} cannot be read as weights alone ({reason}): "
             "save it again as a plain state dict with torch.save(model.state_dict(), path)."
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a checkpoint or a state dict.")
-    spec = content.get("hyper_parameters", {}).get("network")
-    if "facts" in content:
-        facts = Facts(**content["facts"])
+    hparams = content.get("hyper_parameters", {})
+    spec, own_facts = hparams.get("network"), hparams.get("facts")
+    if own_facts is not None:
+        facts = Facts(**own_facts)
         weights = {
             key.removeprefix("network."): value
             for key, value in content["state_dict"].items()
@@ -74,7 +85,7 @@ def load_network(path: str | Path, network: Factory | None = None, facts: Facts 
     else:
         weights = _plain_weights(content)
     if network is None and spec is not None:
-        network = _factory(spec)
+        network = _factory(spec, path)
     if network is None or facts is None:
         raise ValueError(
             f"{path} does not say which architecture its weights belong to: "
@@ -82,13 +93,20 @@ def load_network(path: str | Path, network: Factory | None = None, facts: Facts 
         )
     module = network(facts)
     _fill(module, weights, path)
-    return Loaded(module.eval(), facts if "facts" in content else None, content.get("trained_at", 1.0), file_hash(path))
+    trained_at = content.get("trained_at", 1.0)
+    return Loaded(module.eval(), None if own_facts is None else facts, trained_at, file_hash(path))
 
 
-def _factory(spec: dict[str, Any]) -> Factory:
+def _factory(spec: Any, path: Path) -> Factory:
     """The factory that a checkpoint's hyper-parameters name."""
-    name, _, attribute = spec["class_path"].rpartition(".")
-    cls = getattr(import_module(name), attribute)
+    try:
+        name, _, attribute = spec["class_path"].rpartition(".")
+        cls = getattr(import_module(name), attribute)
+    except (TypeError, KeyError, ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} was made with the network {spec}, which cannot be imported here ({error}): "
+            "put its module on the path, or name the architecture beside the file."
+        ) from error
     return lambda facts: cls(facts, **spec.get("init_args", {}))
 
 
@@ -97,11 +115,15 @@ def _plain_weights(content: dict[str, Any]) -> dict[str, Any]:
     for key in ("state_dict", "model_state_dict", "model", "net"):
         if isinstance(content.get(key), dict):
             content = content[key]
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
 def _fill(module: nn.Module, weights: dict[str, Any], path: Path) -> None:
     """Loads weights strictly, except for a block that some published WideResNets carry and never use."""
+    strange = [key for key, value in weights.items() if not isinstance(value, Tensor)]
+    if strange or not weights:
+        what = f"an entry {strange[0]} that is no tensor" if strange else "no weights"
+        raise ValueError(f"{path} holds {what}, expected a state dict.")
     expected = module.state_dict()
     weights = {key: value for key, value in weights.items() if key in expected or not key.startswith("sub_block1.")}
     missing = [key for key in expected if key not in weights]

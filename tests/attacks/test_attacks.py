@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from attack_helpers import ATTACKS, TwoClasses, build, draws
+from attack_helpers import ATTACKS, Counting, TwoClasses, build, draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -159,6 +159,13 @@ def test_pgds_default_steps_reach_the_edge_of_the_ball(norm):
         torch.testing.assert_close(margins(model, straight, y), margins(model, x, y) - drop)
 
 
+@NORM
+def test_pgds_default_step_is_madrys(norm, network, batch):
+    threat = Threat(norm, 0.1)
+    stated = PGD(threat, steps=4, step_size=2.5 * 0.1 / 4)(network, *batch, draws(6))
+    torch.testing.assert_close(PGD(threat, steps=4)(network, *batch, draws(6)), stated)
+
+
 def test_pgd_counts_its_steps():
     """From the image, without reaching the edge: K steps of the given size, each along the sign."""
     model, x, y = two_classes()
@@ -205,6 +212,16 @@ def test_restarts_never_leave_an_image_standing_that_one_start_broke(norm, loss,
     assert right[1].sum() <= right[0].sum()
 
 
+def test_only_images_that_still_stand_are_tried_again():
+    model, x, y = two_classes()
+    y[:2] = 1 - y[:2]  # wrong from the start
+    counting = Counting(model)
+    PGD(Threat("linf", 1e-9), steps=1, restarts=3)(counting, x, y, draws(6))
+    assert max(counting.sizes) == 6
+    assert set(counting.sizes) == {6, 4}
+    assert counting.sizes.count(4) == 2 * 2  # two more starts: a gradient and a judgement each
+
+
 def test_of_images_that_stand_the_worst_start_is_kept():
     shape, size = (3, 4, 4), 40
     model = classifier(shape, torch.float64)
@@ -228,8 +245,10 @@ def test_restarts_find_what_one_start_does_not():
 
     class Plateau(nn.Module):
         def forward(self, x):
-            hit = (x.flatten(1)[:, 0] > 0.58).double()
-            return torch.stack([1 - hit, hit], 1) + 0 * x.flatten(1).sum(1, keepdim=True)
+            hit = x.flatten(1)[:, 0] > 0.58
+            # The second is wrong, although its cross-entropy with class 0 is lower: being broken goes first.
+            logits = torch.tensor([[0.34, 0.33, 0.33], [0.45, 0.55, 1e-9]]).double().log()[hit.long()]
+            return logits + 0 * x.flatten(1).sum(1, keepdim=True)
 
     x, y = torch.full((300, 1, 1, 2), 0.5, dtype=torch.float64), torch.zeros(300).long()
     broken = {}

@@ -134,6 +134,8 @@ def test_distances_are_in_the_threats_norm(model):
     """Two pixels, each moved by 0.1."""
     result = run_suite(model, batches(), [Moving("up", up)], Threat("l2", 0.2))
     assert result.distances["up"] == pytest.approx(np.where(CLEAN, 0.02**0.5, 0.0), abs=1e-6)
+    result = run_suite(model, batches(), [Moving("up", up, Threat("l2", 0.2))], THREAT)
+    assert result.distances["up"] == pytest.approx(np.where(CLEAN, 0.02**0.5, 0.0), abs=1e-6)
 
 
 def test_the_datasets_box_is_the_threats(model):
@@ -232,9 +234,9 @@ def test_results_do_not_depend_on_the_split_into_batches():
 
 def test_other_seeds_draw_otherwise():
     model = smooth()
+    data = [pictures(model)]
     found = [
-        run_suite(model, [pictures(model)], [PGD(steps=1, step_size=0.0)], Threat("l2", 1.0), seed=seed).distances
-        for seed in (0, 1)
+        run_suite(model, data, [PGD(steps=1, step_size=0.0)], Threat("l2", 1.0), seed=seed).distances for seed in (0, 1)
     ]
     assert not np.allclose(found[0]["PGD-1"], found[1]["PGD-1"])
 

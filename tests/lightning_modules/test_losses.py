@@ -113,7 +113,7 @@ def test_distillation(problem, alpha, t, ce_t, reduction):
     expected = alpha * t**2 * numpy_kl(teacher, student, t) / divisor + (1 - alpha) * numpy_ce(clean, y, ce_t)
     found = losses.distillation(*tensors(teacher, student, clean, y), alpha, t, ce_t, reduction)
     # t^2 = 900 magnifies the rounding of the KL, too
-    assert_allclose(found, expected, rtol=1e-3, atol=1e-6 * t**2 + 2e-5)
+    assert_allclose(found, expected, rtol=1e-3, atol=2e-6 * t**2 + 5e-5)
 
 
 @given(problems(), temperatures)
@@ -131,7 +131,7 @@ def test_distillation_without_a_teacher_at_alpha_zero_and_without_clean_logits_a
     labels_alone = losses.distillation(None, None, *tensors(first, y), 0.0, t)
     assert_allclose(labels_alone, numpy_ce(first, y), **CLOSE)
     teacher_alone = losses.distillation(*tensors(first, second), None, torch.tensor(y), 1.0, t)
-    assert_allclose(teacher_alone, t**2 * numpy_kl(first, second, t), rtol=1e-3, atol=1e-6 * t**2 + 2e-5)
+    assert_allclose(teacher_alone, t**2 * numpy_kl(first, second, t), rtol=1e-3, atol=2e-6 * t**2 + 5e-5)
 
 
 @given(problems(1), temperatures)
@@ -139,7 +139,7 @@ def test_a_student_that_agrees_with_its_teacher_loses_nothing(problem, t):
     (z,) = tensors(problem[0])
     shifted = z + 1  # the same distribution
     assert losses.kl_divergence(z, z.clone(), t).item() == pytest.approx(0, abs=1e-6)
-    assert losses.kl_divergence(z, shifted, t).item() == pytest.approx(0, abs=1e-5)
+    assert losses.kl_divergence(z, shifted, t).item() == pytest.approx(0, abs=5e-5)
     assert losses.distillation(z, z.clone(), None, None, 1.0, t).item() == pytest.approx(0, abs=1e-6 * t**2)
 
 
@@ -165,7 +165,9 @@ def test_gradients_of_kl_reach_both_sides(problem, t):
     p, q = np.exp(log_target), np.exp(log_student)
     kl = (p * (log_target - log_student)).sum(1, keepdims=True)
     assert_allclose(b.grad, (q - p) / t / len(p), **CLOSE)
-    assert_allclose(a.grad, p * (log_target - log_student - kl) / t / len(p), **CLOSE)
+    assert_allclose(
+        a.grad, p * (log_target - log_student - kl) / t / len(p), rtol=1e-4, atol=2e-4
+    )  # differences of up to 80
 
 
 @given(problems(3), st.floats(0.1, 0.9), st.sampled_from([1.0, 4.0, 30.0]))
