@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import Self, get_args
 
 from torch import Tensor, nn
 
@@ -20,6 +20,8 @@ class Attack(ABC):
     """
 
     def __init__(self, threat: Threat | None = None, batchnorm: BatchNorm = "eval") -> None:
+        if batchnorm not in get_args(BatchNorm):
+            raise ValueError(f"batchnorm must be one of {', '.join(get_args(BatchNorm))}, got {batchnorm!r}.")
         self.given_threat = threat
         self.batchnorm = batchnorm
 
@@ -82,7 +84,7 @@ class Strong(Attack):
 
     @property
     def name(self) -> str:
-        return f"{self.attack.name} strong"
+        return f"{self.attack.name} strong" + ("" if self.temperature is None else f" T={self.temperature:g}")
 
     def under(self, threat: Threat) -> Self:
         strong = super().under(threat)

@@ -49,9 +49,9 @@ class AttackSuite(pl.Callback):
     Args:
         attacks: the attacks, each alone against the network; those that state no threat model get this one.
         threat: norm and radius.
-        images: how many test images, the first of the test set; None for all.
+        images: how many test images, drawn by the seed; None for all.
         teacher: attack the student's teacher too.
-        seed: with an image's index, what its random draws follow from.
+        seed: what the choice of images and, with an image's index, its random draws follow from.
     """
 
     def __init__(
@@ -95,7 +95,10 @@ class AttackSuite(pl.Callback):
         temperature: float,
     ) -> None:
         data: Images = trainer.datamodule  # type: ignore[attr-defined]
-        index = data.split_index("test")[: 1 if trainer.fast_dev_run else self.images]  # type: ignore[attr-defined]
+        index = data.split_index("test")
+        # Test sets are often sorted by class; a part of one is a draw of it, the same for every network.
+        order = torch.randperm(len(index), generator=torch.Generator().manual_seed(self.seed))
+        index = index[order[: 1 if trainer.fast_dev_run else self.images]]  # type: ignore[attr-defined]
         shard = index[trainer.global_rank :: trainer.world_size].to(pl_module.device)
         result = run_suite(
             network,

@@ -10,7 +10,7 @@ from networks import Facts
 
 
 def example_grid(result: SuiteResult, facts: Facts, path: Path) -> Path | None:
-    """Draws the first images: a row of clean ones, then for each attack the adversarial ones and the difference.
+    """Draws a few images: a row of clean ones, then for each attack the adversarial ones and the difference.
 
     Differences are scaled so that a change by the radius moves mid-grey half-way to black or white; titles give the
     predicted class, red where it is wrong.
@@ -21,7 +21,8 @@ def example_grid(result: SuiteResult, facts: Facts, path: Path) -> Path | None:
     if facts.size == 1 or facts.channels not in (1, 3) or not result.examples:
         return None
     attacks = list(result.examples)
-    count = len(result.examples[attacks[0]][0])
+    count = len(result.shown)
+    rows = np.searchsorted(result.index, result.shown)
     low, high = facts.box
     figure = Figure(figsize=(1.1 * count + 0.9, 1.3 * (2 * len(attacks) + 1)), layout="constrained")
     axes = figure.subplots(2 * len(attacks) + 1, count, squeeze=False)
@@ -32,7 +33,7 @@ def example_grid(result: SuiteResult, facts: Facts, path: Path) -> Path | None:
             ax.imshow(images[column].transpose(1, 2, 0).clip(0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
             if name is not None:
-                predicted, true = int(result.predictions[name][column]), int(result.label[column])
+                predicted, true = int(result.predictions[name][rows[column]]), int(result.label[rows[column]])
                 shown = facts.names[predicted] if facts.names else str(predicted)
                 ax.set_title(shown, fontsize=8, color="black" if predicted == true else "firebrick", pad=2)
         axes[row, 0].set_ylabel(label, fontsize=8)

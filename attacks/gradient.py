@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from attacks.base import Attack
 from attacks.crafting import BatchNorm, input_gradient
 from attacks.draws import Draws
-from attacks.objectives import OBJECTIVES, Loss
+from attacks.objectives import OBJECTIVES, Loss, check_loss
 from attacks.threat import Radius, Threat
 
 
@@ -15,11 +15,13 @@ class FGSM(Attack):
     In l2 the step goes along the normalised gradient.
     """
 
-    name = "FGSM"
-
     def __init__(self, threat: Threat | None = None, loss: Loss = "ce", batchnorm: BatchNorm = "eval") -> None:
         super().__init__(threat, batchnorm)
-        self.loss = loss
+        self.loss = check_loss(loss)
+
+    @property
+    def name(self) -> str:
+        return "FGSM" + ("" if self.loss == "ce" else f" {self.loss}")
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         gradient, _ = input_gradient(model, x, y, OBJECTIVES[self.loss])
@@ -55,10 +57,10 @@ class PGD(Attack):
         if restarts > 1 and not random_start:
             raise ValueError(f"restarts={restarts} without random_start would repeat the same attack.")
         self.steps = steps
-        self.step_size = step_size
+        self.step_size = None if step_size is None else Radius(step_size)
         self.random_start = random_start
         self.restarts = restarts
-        self.loss = loss
+        self.loss = check_loss(loss)
 
     @property
     def name(self) -> str:

@@ -31,6 +31,8 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 def divergence(logits: Tensor, target: Tensor) -> Tensor:
     """``KL(target || softmax(z))`` for a distribution ``target`` (TRADES, Zhang et al. 2019, eq. 3)."""
+    if target.dim() != 2:
+        raise ValueError(f"The loss kl moves away from distributions (B, classes), got labels {tuple(target.shape)}.")
     return F.kl_div(logits.log_softmax(1), target, reduction="none").sum(1)
 
 
@@ -39,3 +41,10 @@ OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "margin": margin,
     "kl": divergence,
 }
+
+
+def check_loss(name: Loss) -> Loss:
+    """Raises ValueError for the name of no objective."""
+    if name not in OBJECTIVES:
+        raise ValueError(f"An attack's loss must be one of {', '.join(OBJECTIVES)}, got {name!r}.")
+    return name

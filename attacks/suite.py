@@ -35,7 +35,8 @@ class SuiteResult:
         distances: for each attack's name, how far it moved every image in the threat's norm, (n,).
         seconds: for ``clean`` and each attack's name, wall-clock time.
         threats: for each attack's name, its threat model.
-        examples: for each attack's name, the clean and the adversarial images of the first few, (k, C, H, W) each.
+        shown: index of the few images that are kept as examples, (k,).
+        examples: for each attack's name, those images clean and adversarial, (k, C, H, W) each.
     """
 
     index: np.ndarray
@@ -44,6 +45,7 @@ class SuiteResult:
     distances: dict[str, np.ndarray]
     seconds: dict[str, float]
     threats: dict[str, Threat]
+    shown: np.ndarray
     examples: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def right(self, name: str) -> np.ndarray:
@@ -85,27 +87,31 @@ class SuiteResult:
             distances=join([part.distances for part in parts]),
             seconds={name: max(part.seconds[name] for part in parts) for name in parts[0].seconds},
             threats=parts[0].threats,
+            shown=parts[0].shown,
             examples=parts[0].examples,
         )
 
 
-def resolve(attacks: Sequence[Attack], threat: Threat, temperature: float) -> list[Attack]:
-    """The attacks as they will run: with their threat model, and strong ones with the model's training temperature.
+def resolve(attacks: Sequence[Attack], threat: Threat, temperature: float) -> dict[str, Attack]:
+    """The attacks as they will run, by name: with a threat model, and strong ones with the model's temperature.
 
-    A strong version at T = 1 is the attack itself, so it is left out.
+    An attack with a threat model of its own bears it in its name. A strong version at T = 1 is the attack itself, so
+    it is left out.
 
     Raises:
         ValueError: where two attacks would have the same name.
     """
-    resolved = [
-        attack.under(threat).at(temperature) if isinstance(attack, Strong) else attack.under(threat)
-        for attack in attacks
-    ]
-    resolved = [attack for attack in resolved if not (isinstance(attack, Strong) and attack.temperature == 1)]
-    names = [attack.name for attack in resolved]
-    for name in names:
-        if names.count(name) > 1:
+    resolved: dict[str, Attack] = {}
+    for given in attacks:
+        attack = given.under(threat)
+        if isinstance(attack, Strong):
+            attack = attack.at(temperature)
+            if attack.temperature == 1:
+                continue
+        name = given.name if str(attack.threat) == str(threat) else f"{given.name} {attack.threat}"
+        if name in resolved:
             raise ValueError(f"The suite holds {name} more than once; each attack of a suite needs a name of its own.")
+        resolved[name] = attack
     return resolved
 
 
@@ -136,7 +142,7 @@ def run_suite(
     Raises:
         ValueError: for no images, images outside the box, or logits that are not finite.
     """
-    attacks = resolve(attacks, threat, temperature)
+    named = resolve(attacks, threat, temperature)
     if not sum(len(y) for _, y, _ in batches):
         raise ValueError("The suite was given no images to attack.")
     bar = Progress(
@@ -151,27 +157,29 @@ def run_suite(
     began = time.perf_counter()
     clean = [_predict(model, x, threat, attack=None) for x, _, _ in batches]
     label = torch.cat([y for _, y, _ in batches])
+    index = torch.cat([index for _, _, index in batches]).cpu().numpy()
     result = SuiteResult(
-        index=torch.cat([index for _, _, index in batches]).cpu().numpy(),
+        index=index,
         label=label.cpu().numpy(),
         predictions={CLEAN: torch.cat(clean).cpu().numpy()},
         distances={},
         seconds={CLEAN: time.perf_counter() - began},
-        threats={attack.name: attack.threat for attack in attacks},
+        threats={name: attack.threat for name, attack in named.items()},
+        shown=index[:examples],
     )
     with bar:
-        for attack in attacks:
+        for name, attack in named.items():
             began = time.perf_counter()
-            task = bar.add_task(f"{title} {attack.name}", total=len(label), robust="–")
+            task = bar.add_task(f"{title} {name}", total=len(label), robust="–")
             predictions, distances = [], []
             kept: list[tuple[Tensor, Tensor]] = []
             right = 0
-            for (x, y, index), before in zip(batches, clean, strict=True):
+            for (x, y, indices), before in zip(batches, clean, strict=True):
                 x_adv, after = x.clone(), before.clone()
                 stands = torch.eq(before, y)
                 if stands.any():
-                    x_adv[stands] = attack(model, x[stands], y[stands], Draws(index[stands], seed))
-                    found = _predict(model, x_adv[stands], attack.threat, attack.name)
+                    x_adv[stands] = attack(model, x[stands], y[stands], Draws(indices[stands], seed))
+                    found = _predict(model, x_adv[stands], attack.threat, name)
                     # An example that the threat model does not allow is no success.
                     after[stands] = torch.where(attack.threat.holds(x_adv[stands], x[stands]), found, before[stands])
                 predictions.append(after)
@@ -181,11 +189,11 @@ def run_suite(
                 right += int(torch.eq(after, y).sum())
                 done = sum(map(len, predictions))
                 bar.update(task, completed=done, robust=f"{right / done:.1%}")
-            result.predictions[attack.name] = torch.cat(predictions).cpu().numpy()
-            result.distances[attack.name] = torch.cat(distances).cpu().numpy()
-            result.seconds[attack.name] = time.perf_counter() - began
+            result.predictions[name] = torch.cat(predictions).cpu().numpy()
+            result.distances[name] = torch.cat(distances).cpu().numpy()
+            result.seconds[name] = time.perf_counter() - began
             before_and_after = [torch.cat(part)[:examples] for part in zip(*kept, strict=True)]
-            result.examples[attack.name] = (before_and_after[0], before_and_after[1])
+            result.examples[name] = (before_and_after[0], before_and_after[1])
     return result
 
 

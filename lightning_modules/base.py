@@ -143,8 +143,8 @@ class Regime(pl.LightningModule, ABC):
         if not self._finite:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise FloatingPointError(
-                f"The loss became nan or inf by step {self.global_step} (epoch {self.current_epoch}) at a learning rate "
-                f"of {rate:g}: try a smaller rate, gradient clipping or precision 32. Checkpoints are from before that."
+                f"The loss became nan or inf by step {self.global_step} (epoch {self.current_epoch}) at a learning "
+                f"rate of {rate:g}: try a smaller rate, gradient clipping or precision 32. Checkpoints are from before."
             )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
