@@ -114,7 +114,8 @@ class AttackSuite(pl.Callback):
         records = [replace(record, model=role, checkpoint=checkpoint) for record in result.records()]
         self.results[role, checkpoint] = records
         prefix = "test" if role != "teacher" else "test/teacher"
-        pl_module.log_dict({f"{prefix}/{record.metric}": record.value for record in records}, rank_zero_only=False)
+        # Every process holds the same figures, so their mean is the figure.
+        pl_module.log_dict({f"{prefix}/{record.metric}": record.value for record in records}, sync_dist=True)
         if trainer.is_global_zero:
             self._keep(trainer, result, records, "-".join(filter(None, [role, checkpoint])))
 

@@ -127,8 +127,10 @@ class Regime(pl.LightningModule, ABC):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and batch_idx % every == 0:
             self._refuse_nan()
-        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.y))
-        self.log_dict({f"train/{key}": value for key, value in logs.items()}, on_epoch=True, batch_size=len(batch.y))
+        self.log("train/loss_step", loss.detach(), prog_bar=True, on_step=True)
+        # Apart from the above: processes agree on an epoch's mean at its end, on a step's they would at every step.
+        means = {f"train/{key}": value.detach() for key, value in ({"loss": loss} | logs).items()}
+        self.log_dict(means, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.y))
         return loss
 
     def on_validation_epoch_end(self) -> None:

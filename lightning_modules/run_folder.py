@@ -171,7 +171,7 @@ def loss_curves(folder: Path) -> Path | None:
         for row in pyarrow.csv.read_csv(file).to_pylist():
             for key, value in row.items():
                 if value is not None and key not in ("epoch", "step") and not key.endswith("_step"):
-                    curves.setdefault(key.removesuffix("_epoch"), {})[row["epoch"]] = value
+                    curves.setdefault(key, {})[row["epoch"]] = value
     panels = {"loss": ("train/loss", "val/loss"), "accuracy": ("val/acc", "val/robust_acc")}
     if not any(key in curves for keys in panels.values() for key in keys):
         return None
