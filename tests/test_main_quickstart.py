@@ -1,0 +1,73 @@
+"""The first command that a person types, from beginning to end."""
+
+import csv
+import json
+import re
+from importlib.metadata import version
+
+import pytest
+import yaml
+from main_helpers import only, results
+from pyarrow import parquet
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def quickstart(cli, tmp_path, capfd):
+    def run(*more):
+        ended = cli("fit", "--config", "configs/quickstart.yaml", "--runs", tmp_path / "runs", *more)
+        return ended.folder, capfd.readouterr().out
+
+    return run
+
+
+def test_quickstart(quickstart, tmp_path):
+    folder, out = quickstart()
+
+    # The table.
+    table = out[out.rindex("Accuracy, %") :]
+    for row in ("clean", "FGSM", "PGD-20", "worst case"):
+        cells = re.search(rf"{row} +│(.*)", table)[1]
+        assert len(re.findall(r"\d+\.\d \[", cells)) >= 2, f"{row}: {cells}"
+    assert "student" in table
+    assert "teacher" in table
+
+    # The figures that the issue expects, with room for another machine's arithmetic.
+    figures = results(folder)
+    student = {metric: value for (m, c, metric), (value, _) in figures.items() if (m, c) == ("student", "best")}
+    teacher = {metric: value for (m, _, metric), (value, _) in figures.items() if m == "teacher"}
+    assert {"clean", "FGSM", "PGD-20", "worst case"} <= student.keys() & teacher.keys()
+    assert student["clean"] > 0.93
+    assert teacher["clean"] > 0.96
+    assert student["PGD-20"] > 0.6
+    assert teacher["PGD-20"] > 0.75
+    for values in (student, teacher):
+        assert values["worst case"] <= min(values.values())
+    assert {n for _, n in figures.values()} == {360}
+
+    # The folder.
+    held = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    whole = {"config.yaml", "results.jsonl", "results.csv", "metrics.csv", "environment.json", "command.sh"}
+    assert whole | {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "figures/curves.png"} <= held
+    assert "outcomes/student-best.parquet" in held
+    assert any(re.fullmatch(r"figures/examples-student-best\.png", name) for name in held)
+    outcomes = parquet.read_table(folder / "outcomes/student-best.parquet").to_pydict()
+    assert sorted(outcomes["index"]) == list(range(360))
+    right = [p == y for p, y in zip(outcomes["prediction/PGD-20"], outcomes["label"], strict=True)]
+    assert sum(right) / 360 == student["PGD-20"]
+    assert max(outcomes["distance/PGD-20"]) <= 0.15 + 1e-6
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"] == "lightning_modules.ARD"
+    assert json.loads((folder / "environment.json").read_text())["packages"]["torch"] == version("torch")
+    assert f"--config {folder / 'config.yaml'}" in (folder / "command.sh").read_text()
+    with (folder / "metrics.csv").open() as file:
+        epochs = {int(row["epoch"]) for row in csv.DictReader(file) if row["val/robust_acc"]}
+    assert epochs == set(range(15))
+
+    # Once more, shorter: the teacher that is there is used, untouched.
+    home = only(tmp_path / "runs" / "teachers", "at_digits-*")
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+    again, _ = quickstart("--trainer.max_epochs", "1", "--suite.images", "2")
+    assert again != folder
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before
+    assert only(tmp_path / "runs" / "teachers", "at_digits-*") == home
