@@ -2,25 +2,38 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
 import yaml
+from filelock import FileLock
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_info
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from attacks.callback import AttackSuite
 from datamodules import Images
 from lightning_modules import Regime
-from lightning_modules.on_demand import RUN_FOLDER, effective_config, key_of, train_once
+from lightning_modules.on_demand import (
+    COMPLETE,
+    LOCK,
+    RUN_FOLDER,
+    checkpoint_in,
+    command,
+    effective_config,
+    place,
+    train_once,
+)
 from lightning_modules.run_folder import RunFolder, loggers, new_folder
 
 for message in (
@@ -28,9 +41,28 @@ for message in (
     "(?s).*was deprecated in v4.*v5.0.0",
     ".*LeafSpec.* is deprecated",  # Lightning's own call of torch
     "Experiment logs directory .* is not empty",  # a run's folder holds more than its logger's file
+    "The dirpath has changed",  # a test has a folder of its own
+    ".*tensorboardX",
 ):
     warnings.filterwarnings("ignore", message)
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+
+
+def sentence(message: str) -> str:
+    """What is wrong, out of a message in which jsonargparse says all that it tried."""
+    lines = [line.strip().removeprefix("- ").rstrip(":") for line in message.splitlines()]
+    noise = r"Parser key \S+$|Does not validate|Subtypes|Errors$|Given value|Expected a <class 'NoneType'>"
+    return ": ".join(dict.fromkeys(line for line in lines if line and not re.match(noise, line)))
+
+
+class Parser(LightningArgumentParser):
+    """Ends with one sentence, without the usage of two hundred options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        sys.stderr.write(f"Error: {sentence(message)}\n")
+        self.exit(2)
 
 
 class CLI(LightningCLI):
@@ -62,21 +94,30 @@ class CLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # A checkpoint's hyper-parameters win over the command line, which spares repeating the architecture; but a
-        # teacher may have moved since, so one that the command line names stays.
+        # teacher's file may have moved since, so one that the command line names stays.
         subcommand = self.config.subcommand
-        model = self.config[subcommand].model
-        teacher = model.init_args.get("teacher") if model else None
-        super()._parse_ckpt_path()
-        if teacher is not None:
+        config = self.config[subcommand]
+        teacher = config.model.init_args.get("teacher") if config.model else None
+        if config.ckpt_path is None and subcommand != "fit":
+            raise ValueError(
+                f"{subcommand} needs trained weights: give --ckpt_path runs/<name>/<time>/checkpoints/best.ckpt."
+            )
+        try:
+            super()._parse_ckpt_path()
+        except (EOFError, KeyError, OSError, RuntimeError, UnpicklingError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{config.ckpt_path} cannot be read as a checkpoint ({reason}).") from error
+        if teacher is not None and (teacher.checkpoint is not None or teacher.module is not None):
             self.config[subcommand].model.init_args.teacher = teacher
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         given = [str(path) for path in config.get("config") or []]
-        config.name = config.name or (Path(given[-1]).stem if given else self.subcommand)
+        config.name = config.name or (Path(given[0]).stem if given else self.subcommand)
+        if Path(config.name).name != config.name:
+            raise ValueError(f"A run's name becomes a folder in --runs, got {config.name!r}.")
         self.folder = self._folder(config)
         os.environ[RUN_FOLDER] = str(self.folder)
-        self._resolve_teacher(config)
         config.checkpoint.dirpath = str(self.folder / "checkpoints")
 
     def _folder(self, config: Namespace) -> Path:
@@ -89,20 +130,32 @@ class CLI(LightningCLI):
         return new_folder(Path(config.runs), config.name, str(self.subcommand))
 
     def _resolve_teacher(self, config: Namespace) -> None:
-        """Puts the checkpoint of the teacher that a config would train into the student's config."""
+        """Finds or trains the teacher that the student's config names by its own config.
+
+        The student has been built by now, so that its faults do not cost a teacher's training; the Trainer has not.
+        """
         teacher = config.model.init_args.get("teacher")
         if teacher is None or teacher.config is None or teacher.checkpoint is not None or teacher.module is not None:
             return
         effective = effective_config(self._parse_fit, self._plain(config))
-        name = Path(teacher.config).stem
-        found = Path(config.runs) / "teachers" / f"{name}-{key_of(effective)}" / "checkpoints" / "best.ckpt"
+        runs, name = Path(config.runs), Path(teacher.config).stem
+        found = place(effective, runs, name)
         if config.train_teacher:
-            teacher.checkpoint = str(train_once(effective, Path(config.runs), name))
-        elif found.is_file():
-            teacher.checkpoint = str(found)
+            checkpoint = train_once(effective, runs, name)
+        elif found.exists():
+            checkpoint = checkpoint_in(found)
+        else:
+            raise FileNotFoundError(
+                f"The teacher of {teacher.config} does not exist yet. Set --train_teacher true, or train it with: "
+                f"{command(self._parse_fit, teacher.config, effective)}, then name --model.teacher.checkpoint."
+            )
+        # Where it is, for the run's config, for this run, and for the student's checkpoint.
+        teacher.checkpoint = self.model.source.checkpoint = str(checkpoint)
+        self.model.hparams["teacher"]["checkpoint"] = str(checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config, init = self.config[self.subcommand], self.config_init[self.subcommand]
+        self._resolve_teacher(config)
         callbacks = [*(init.trainer.callbacks or [])]
         saved = yaml.safe_dump(self._plain(config) | {"ckpt_path": None}, sort_keys=False)
         callbacks.append(RunFolder(self.folder, saved, str(self.subcommand)))
@@ -118,15 +171,12 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_test(self) -> None:
-        path = self.config[self.subcommand].ckpt_path
-        if path is None:
-            raise ValueError(
-                "test needs the weights to test: give --ckpt_path runs/<name>/<time>/checkpoints/best.ckpt."
-            )
-        self.config_init[self.subcommand].suite.checkpoint = Path(path).stem
+        self.config_init[self.subcommand].suite.checkpoint = Path(self.config[self.subcommand].ckpt_path).stem
 
     def after_fit(self) -> None:
         """Tests the best weights and, where they are others, the last ones: Lightning logs nothing after a fit."""
+        # Processes that another launcher started know the run's folder from the first of them.
+        self.folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
         best, last = (self.folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.save_checkpoint(best)  # one batch's worth: what a trial run of a student distils from
@@ -137,6 +187,8 @@ class CLI(LightningCLI):
         for path in tested:
             suite.silent = path != tested[-1]
             self._test(suite, path)
+        if self.trainer.is_global_zero:
+            (self.folder / COMPLETE).touch()
         rank_zero_info(f"Everything of this run: {self.folder}")
 
     def _test(self, suite: AttackSuite, path: Path) -> None:
@@ -167,27 +219,37 @@ def main(args: Sequence[str] | None = None) -> CLI:
         The command line with its ``trainer``, ``model`` and ``datamodule``.
     """
     inherited = os.environ.get(RUN_FOLDER)
-    try:
-        return CLI(
-            Regime,
-            Images,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            save_config_callback=None,
-            # No attack works under inference mode: its tensors cannot be differentiated.
-            trainer_defaults={"inference_mode": False, "enable_model_summary": False},
-            args=None if args is None else list(args),
-        )
-    finally:
-        if "wandb" in sys.modules:
-            sys.modules["wandb"].finish()  # the next run of this process is one of its own
-        # The folder is named to the processes that a strategy launches, not to this process's next run.
-        if inherited is None:
-            os.environ.pop(RUN_FOLDER, None)
-        else:
-            os.environ[RUN_FOLDER] = inherited
+    lock = os.environ.pop(LOCK, None)  # not for the processes that a strategy launches
+    with FileLock(lock) if lock else nullcontext():
+        try:
+            return _run(args)
+        except SIGTERMException as error:
+            raise SystemExit(143) from error  # Lightning's says 0, as if all had been done
+        finally:
+            if "wandb" in sys.modules:
+                sys.modules["wandb"].finish()  # the next run of this process is one of its own
+            # The folder is named to the processes that a strategy launches, not to this process's next run.
+            folder = os.environ.pop(RUN_FOLDER, None)
+            if inherited is not None:
+                os.environ[RUN_FOLDER] = inherited
+            elif folder and Path(folder).is_dir() and not any(Path(folder).iterdir()):
+                Path(folder).rmdir()  # a run that was refused leaves nothing behind
+
+
+def _run(args: Sequence[str] | None) -> CLI:
+    return CLI(
+        Regime,
+        Images,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        save_config_callback=None,
+        parser_class=Parser,
+        # No attack works under inference mode: its tensors cannot be differentiated.
+        trainer_defaults={"inference_mode": False, "enable_model_summary": False},
+        args=None if args is None else list(args),
+    )
 
 
 # What a person can mend: one sentence. Anything else is a fault of ours, and shows where it happened.
@@ -199,4 +261,6 @@ if __name__ == "__main__":
     except MENDABLE as error:
         if os.environ.get("TEMPERED_TRACEBACK"):
             raise
-        sys.exit(f"Error: {error} (TEMPERED_TRACEBACK=1 shows where.)")
+        sys.exit(f"Error: {sentence(str(error))} (TEMPERED_TRACEBACK=1 shows where.)")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; the same command goes on from what is kept.")

@@ -108,7 +108,7 @@ class AttackSuite(pl.Callback):
             temperature,
             self.seed,
             title=role,
-            console=get_console() if trainer.is_global_zero else None,
+            console=get_console() if trainer.is_global_zero and trainer.progress_bar_callback else None,
         )
         result = SuiteResult.merge(_gather(result, trainer.world_size))
         records = [replace(record, model=role, checkpoint=checkpoint) for record in result.records()]

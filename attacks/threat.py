@@ -78,7 +78,7 @@ class Threat:
             warnings.warn(
                 f"eps = {self.eps} in {self.norm} is more than the whole box [{low:g}, {high:g}] allows: "
                 f"did you mean {self.eps}/255?",
-                stacklevel=3,
+                stacklevel=2,  # one place for all threats, so that one warning is shown for all that repeat it
             )
 
     @property

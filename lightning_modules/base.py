@@ -170,6 +170,16 @@ class Regime(pl.LightningModule, ABC):
         probabilities = self.network(batch.x).float().softmax(1)
         return {"index": batch.index, "label": batch.y, "probabilities": probabilities}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("facts")
+        if trained is not None:
+            trained = Facts(**trained)
+            if (trained.classes, trained.shape) != (self.facts.classes, self.facts.shape):
+                raise ValueError(
+                    f"The checkpoint was trained on {trained.classes} classes of shape {trained.shape}, "
+                    f"the data has {self.facts.classes} of shape {self.facts.shape}."
+                )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["trained_at"] = float(self.trained_at)
         # A notebook may have passed functions; a checkpoint that is safe to load cannot hold them.

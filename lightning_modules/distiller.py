@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from pytorch_lightning.utilities import rank_zero_warn
+
 from lightning_modules.base import Regime
 from lightning_modules.losses import KLReduction, check_temperature, check_weight
 from lightning_modules.teachers import FrozenTeacher, TeacherSource
@@ -41,6 +43,7 @@ class Distiller(Regime):
         self.ce_temperature = self.tempering(ce_temperature)
         self.kl_reduction: KLReduction = kl_reduction
         self._teacher: FrozenTeacher | None = None
+        self._taught_by: str | None = None  # the hash of the teacher that a loaded checkpoint was trained with
 
     def tempering(self, choice: Tempering) -> float:
         """The number that the choice between 1 and t stands for."""
@@ -51,6 +54,11 @@ class Distiller(Regime):
         """The frozen teacher, loaded when first asked for."""
         if self._teacher is None:
             self._teacher = self.source.load(self.facts)
+            if self._taught_by not in (None, self._teacher.sha256):
+                rank_zero_warn(
+                    f"The student was taught by another teacher (SHA-256 {self._taught_by:.12}) than the one from "
+                    f"{self._teacher.origin} ({self._teacher.sha256:.12})."
+                )
         return self._teacher
 
     def setup(self, stage: str) -> None:
@@ -63,9 +71,10 @@ class Distiller(Regime):
         checkpoint["teacher"] = {"sha256": self.teacher.sha256, "origin": self.teacher.origin}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        before = checkpoint.get("teacher", {}).get("sha256", "none")
-        if self._trainer is not None and self.trainer.state.fn == "fit" and before != self.teacher.sha256:
+        super().on_load_checkpoint(checkpoint)
+        self._taught_by = checkpoint.get("teacher", {}).get("sha256", "none")
+        if self._trainer is not None and self.trainer.state.fn == "fit" and self._taught_by != self.teacher.sha256:
             raise ValueError(
-                f"This fit began with another teacher (SHA-256 {before:.12}, now {self.teacher.sha256:.12} from "
-                f"{self.teacher.origin}): resume with the teacher that it began with, or start a new fit."
+                f"This fit began with another teacher (SHA-256 {self._taught_by:.12}, now {self.teacher.sha256:.12} "
+                f"from {self.teacher.origin}): resume with the teacher that it began with, or start a new fit."
             )

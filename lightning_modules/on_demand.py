@@ -39,11 +39,17 @@ LAUNCHERS = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
+# Told to a teacher's process: its run's folder, and the lock that it holds while it trains.
 RUN_FOLDER = "TEMPERED_RUN_FOLDER"
+LOCK = "TEMPERED_LOCK"
+COMPLETE = ".complete"  # the last thing that a fit writes
 MAIN = Path(__file__).parents[1] / "main.py"
 
 
-def effective_config(parse: Callable[[list[str]], dict[str, Any]], student: dict[str, Any]) -> dict[str, Any]:
+Parse = Callable[[list[str]], dict[str, Any]]
+
+
+def effective_config(parse: Parse, student: dict[str, Any]) -> dict[str, Any]:
     """The whole config of the teacher's fit: its own file, on the student's data, under the student's limits.
 
     Args:
@@ -58,6 +64,18 @@ def effective_config(parse: Callable[[list[str]], dict[str, Any]], student: dict
     return parse(["--config", path, "--config", yaml.safe_dump(overrides)])
 
 
+def command(parse: Parse, path: str, effective: dict[str, Any]) -> str:
+    """The command that trains a teacher by hand: its own file, and what the student's run says otherwise."""
+    own = parse(["--config", path])
+    words = ["python", "main.py", "fit", "--config", path]
+    if effective["data"] != own["data"]:
+        words += ["--data", json.dumps(effective["data"])]
+    for key in SHARED:
+        if effective["trainer"][key] != own["trainer"][key]:
+            words += [f"--trainer.{key}", json.dumps(effective["trainer"][key]).strip('"')]
+    return shlex.join(words)
+
+
 def key_of(config: dict[str, Any]) -> str:
     """Hash of all that decides a teacher's weights, as 12 hexadecimal digits."""
     relevant = {key: value for key, value in config.items() if key not in IRRELEVANT}
@@ -65,40 +83,58 @@ def key_of(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def place(config: dict[str, Any], runs: Path, name: str) -> Path:
+    """The folder of the teacher with this config; it exists once the teacher is complete."""
+    return runs / "teachers" / f"{name}-{key_of(config)}"
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """A run's best weights; the last ones where nothing was held out to choose by."""
+    best, last = (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    return best if best.exists() else last
+
+
 def train_once(config: dict[str, Any], runs: Path, name: str) -> Path:
     """The checkpoint of the teacher with this config, trained now unless it has been.
 
     It is trained by a ``fit`` of its own, in ``<runs>/teachers/.<name>-<key>.partial``, which becomes
     ``<runs>/teachers/<name>-<key>`` by one rename when the fit is complete. A lock lets one process train while others
-    wait; an interrupted fit goes on from its last checkpoint.
+    wait, and the fit holds one of its own, so that one whose student was killed is not joined by another. An
+    interrupted fit goes on from its last checkpoint.
 
     Raises:
         ChildProcessError: where the teacher's fit fails; what it did is kept and gone on with next time.
     """
-    home = runs / "teachers"
-    final = home / f"{name}-{key_of(config)}"
-    checkpoint = final / "checkpoints" / "best.ckpt"
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / f".{final.name}.lock"):
-        if final.exists():
-            rank_zero_info(f"Teacher: {checkpoint}")
-            return checkpoint
-        partial = home / f".{final.name}.partial"
-        partial.mkdir(exist_ok=True)
-        effective = partial / "teacher.yaml"
-        effective.write_text(yaml.safe_dump(config, sort_keys=False))
-        command = [sys.executable, str(MAIN), "fit", "--config", str(effective)]
-        last = partial / "checkpoints" / "last.ckpt"
-        if last.exists():
-            command += ["--ckpt_path", str(last)]
-        rank_zero_info(f"Training the teacher first, in {partial}: {shlex.join(command)}")
-        environment = {key: value for key, value in os.environ.items() if key not in LAUNCHERS}
-        environment |= {RUN_FOLDER: str(partial), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        done = subprocess.run(command, env=environment, check=False)
-        if done.returncode != 0:
-            raise ChildProcessError(
-                f"The teacher's fit ended with exit status {done.returncode}; what it did is kept in {partial}, "
-                "and the same command goes on from there."
-            )
-        partial.rename(final)
-    return checkpoint
+    final = place(config, runs, name)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(final.parent / f".{final.name}.lock"):
+        if not final.exists():
+            partial = final.parent / f".{final.name}.partial"
+            running = final.parent / f".{final.name}.running.lock"
+            with FileLock(running):  # waits for the fit of a student that was killed
+                partial.mkdir(exist_ok=True)
+            if not (partial / COMPLETE).exists():
+                _train(config, partial, running)
+            partial.rename(final)
+    rank_zero_info(f"Teacher: {checkpoint_in(final)}")
+    return checkpoint_in(final)
+
+
+def _train(config: dict[str, Any], partial: Path, running: Path) -> None:
+    """One ``fit`` in a process of its own, from its last checkpoint where it has one."""
+    effective = partial / "teacher.yaml"
+    effective.write_text(yaml.safe_dump(config, sort_keys=False))
+    words = [sys.executable, str(MAIN), "fit", "--config", str(effective)]
+    last = partial / "checkpoints" / "last.ckpt"
+    if last.exists():
+        words += ["--ckpt_path", str(last)]
+    rank_zero_info(f"Training the teacher first, in {partial}: {shlex.join(words)}")
+    environment = {key: value for key, value in os.environ.items() if key not in LAUNCHERS}
+    environment |= {RUN_FOLDER: str(partial), LOCK: str(running)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(words, env=environment, check=False)
+    if done.returncode != 0 or not (partial / COMPLETE).exists():
+        raise ChildProcessError(
+            f"The teacher's fit ended with exit status {done.returncode} before it was complete; what it did is kept "
+            f"in {partial}, and the same command goes on from there."
+        )

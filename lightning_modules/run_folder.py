@@ -32,12 +32,15 @@ METRICS = "metrics.csv"
 def new_folder(runs: Path, name: str, subcommand: str) -> Path:
     """Makes the folder of a new run: ``runs/<name>/<time>``, with the subcommand's name behind it unless it is ``fit``.
 
-    Two runs that begin in the same second get folders of their own.
+    Two runs that begin in the same second get folders of their own. Processes other than the first, which know the
+    folder only once they have joined it, make none.
     """
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     stem = stamp if subcommand == "fit" else f"{stamp}-{subcommand}"
     for number in count(1):
         folder = runs / name / (stem if number == 1 else f"{stem}-{number}")
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            break
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -106,8 +109,9 @@ class RunFolder(BasePredictionWriter):
             return
         (self.folder / "config.yaml").write_text(self.config)
         (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-        again = f"python main.py {self.subcommand} --config {shlex.quote(str(self.folder / 'config.yaml'))}"
         started = shlex.join(["python", *sys.argv])
+        # Relative to this file, because a teacher's folder is renamed when it is complete.
+        again = f'python main.py {self.subcommand} --config "$(dirname "$0")/config.yaml"'
         (self.folder / "command.sh").write_text(f"# Repeats this run, which was started as: {started}\n{again}\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -139,6 +143,8 @@ class RunFolder(BasePredictionWriter):
                 f"Stopped in epoch {trainer.current_epoch}. Go on with: "
                 f"python main.py fit --config {self.folder / 'config.yaml'} --ckpt_path {last}"
             )
+        elif self.subcommand == "fit":
+            rank_zero_info("Stopped before the first epoch was complete: there is nothing to go on from, begin again.")
 
     def write_on_epoch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, predictions: Sequence[Any], batch_indices: Any

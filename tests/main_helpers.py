@@ -33,11 +33,6 @@ COMMON = {
 }
 
 
-def bug(what: str) -> pytest.MarkDecorator:
-    """A fault that is known: its test fails until it is mended, and says so when it is."""
-    return pytest.mark.xfail(strict=True, reason=what)
-
-
 def sgd(lr: float = 0.1) -> dict[str, Any]:
     return {"class_path": "torch.optim.SGD", "init_args": {"lr": lr, "momentum": 0.9}}
 

@@ -11,7 +11,6 @@ from main_helpers import (
     DDP,
     QUIET,
     ROOT,
-    bug,
     checkpoint,
     environment,
     of,
@@ -111,7 +110,6 @@ def test_two_processes_predict_every_image_once(tiny_teacher, tmp_path):
 
 
 @pytest.mark.slow
-@bug("every process that torchrun starts makes a run folder of its own")
 def test_torchrun(student, tmp_path):
     """Processes that another launcher started share one run folder too."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from main_helpers import QUIET, ROOT, bug, image_folder, of, results, student_config, teacher_config, write
+from main_helpers import QUIET, ROOT, image_folder, of, results, student_config, teacher_config, write
 from pyarrow import parquet
 
 from lightning_modules import Teacher
@@ -70,7 +70,6 @@ def test_test_with_the_file_that_names_another_network(run, again):
 
 
 @pytest.mark.slow
-@bug("a teacher that exists by now takes the place of the one that the checkpoint names")
 def test_checkpoints_teacher_is_compared_not_another(run, again, cli, tiny_teacher, tmp_path):
     """The run's file may name its teacher by a config; that such a teacher exists by now does not make it the run's."""
     home, _, folder = run
@@ -110,9 +109,7 @@ def test_predict(run, again):
     assert np.mean(np.equal(table["prediction"], table["label"])) == pytest.approx(clean)
 
 
-@pytest.mark.parametrize(
-    "subcommand", ["test", *(pytest.param(name, marks=bug("random weights")) for name in ("predict", "validate"))]
-)
+@pytest.mark.parametrize("subcommand", ["test", *(name for name in ("predict", "validate"))])
 def test_nothing_is_said_of_untrained_weights(subcommand, run, command, tmp_path):
     ended = command(subcommand, "--config", run[2] / "config.yaml", "--runs", tmp_path)
     assert ended.status

@@ -10,7 +10,6 @@ import matplotlib.axes
 import pytest
 from main_helpers import (
     QUIET,
-    bug,
     checkpoint,
     of,
     only,
@@ -50,7 +49,7 @@ def uninterrupted(cli, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=bug("SIGTERM ends with status 0"))])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_told_how_to_go_on(sent, stopped, at_root):
     ended, folder = stopped(sent)
     assert ended.status

@@ -59,7 +59,7 @@ def test_quickstart(quickstart, tmp_path):
     assert max(outcomes["distance/PGD-20"]) <= 0.15 + 1e-6
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"] == "lightning_modules.ARD"
     assert json.loads((folder / "environment.json").read_text())["packages"]["torch"] == version("torch")
-    assert f"--config {folder / 'config.yaml'}" in (folder / "command.sh").read_text()
+    assert 'python main.py fit --config "$(dirname "$0")/config.yaml"' in (folder / "command.sh").read_text()
     with (folder / "metrics.csv").open() as file:
         epochs = {int(row["epoch"]) for row in csv.DictReader(file) if row["val/robust_acc"]}
     assert epochs == set(range(15))
