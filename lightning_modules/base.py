@@ -54,8 +54,7 @@ class Regime(pl.LightningModule, ABC):
         super().__init__()
         # What a checkpoint needs to rebuild itself; from the command line these are plain values.
         self.save_hyperparameters(logger=False)
-        # A dictionary is what the command line links, because a checkpoint holds it without trusting any class.
-        self.facts = Facts(**facts) if isinstance(facts, dict) else facts
+        self.facts = _facts(facts)
         self.network = network(self.facts)
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -173,7 +172,7 @@ class Regime(pl.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("facts")
         if trained is not None:
-            trained = Facts(**trained)
+            trained = _facts(trained)
             if (trained.classes, trained.shape) != (self.facts.classes, self.facts.shape):
                 raise ValueError(
                     f"The checkpoint was trained on {trained.classes} classes of shape {trained.shape}, "
@@ -186,6 +185,11 @@ class Regime(pl.LightningModule, ABC):
         hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         plain = {key: value for key, value in hparams.items() if _plain(value)}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain | {"facts": self.facts.to_dict()}
+
+
+def _facts(value: Facts | dict[str, Any]) -> Facts:
+    """A dictionary is what the command line links, because a checkpoint holds it without trusting any class."""
+    return Facts(**value) if isinstance(value, dict) else value
 
 
 def _plain(value: Any) -> bool:

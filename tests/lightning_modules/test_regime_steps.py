@@ -283,7 +283,8 @@ def test_draws_differ_between_steps_and_seeds(batch, monkeypatch):
         (TRADES, {"attack": pgd()}, "loss: kl"),
         (TRADES, {"attack": pgd(loss="kl", random_start=False)}, "random_start: true"),
     ],
-    ids=name,
+    # Not the objects themselves: parallel workers must agree on the names.
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else name(value),
 )
 def test_refused_arguments(mlp_teacher, regime, options, message):
     with pytest.raises(ValueError, match=message):
