@@ -21,7 +21,7 @@ def multiply_adds(model: nn.Module, shape: Sequence[int]) -> int:
         shape: (channels, height, width) of the image.
     """
     twin = deepcopy(model).eval()
-    image = next(twin.parameters()).new_zeros(1, *shape)
+    image = next(twin.parameters(), torch.empty(0)).new_zeros(1, *shape)  # a scripted teacher may have none
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         twin(image)
     return counter.get_total_flops() // 2  # it counts a multiply-add as two operations

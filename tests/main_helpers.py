@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,11 +97,18 @@ def environment(**changes: str | None) -> dict[str, str]:
     return {key: value for key, value in env.items() if value is not None and key != "PL_GLOBAL_SEED"}
 
 
+def _interruptible() -> None:
+    """A shell's background jobs ignore SIGINT, and so would all that tests start among them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*args: Any, **changes: str | None) -> subprocess.Popen[str]:
     """Starts ``python main.py`` in a process of its own."""
     command = [sys.executable, "main.py", *map(str, args), *QUIET]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment(**changes), stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(**changes), stdout=pipe, stderr=pipe, text=True, preexec_fn=_interruptible
+    )
 
 
 def process(*args: Any, timeout: float = 120, **changes: str | None) -> Ended:
@@ -115,6 +123,7 @@ def process(*args: Any, timeout: float = 120, **changes: str | None) -> Ended:
         timeout=timeout,
         stdin=subprocess.DEVNULL,
         check=False,
+        preexec_fn=_interruptible,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 
