@@ -158,7 +158,9 @@ class CLI(LightningCLI):
         config, init = self.config[self.subcommand], self.config_init[self.subcommand]
         self._resolve_teacher(config)
         callbacks = [*(init.trainer.callbacks or [])]
-        saved = yaml.safe_dump(self._plain(config) | {"ckpt_path": None}, sort_keys=False)
+        # A fit is repeated from its beginning, the others with the weights that they were given.
+        again = {"ckpt_path": None} if self.subcommand == "fit" else {}
+        saved = yaml.safe_dump(self._plain(config) | again, sort_keys=False)
         callbacks.append(RunFolder(self.folder, saved, str(self.subcommand)))
         if config.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(RichProgressBar())

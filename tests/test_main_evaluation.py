@@ -48,6 +48,13 @@ def test_test_repeats_the_fits_figures(run, again):
     assert not [path for path in run[2].iterdir() if "test" in path.name], "a test must not write into the fit's folder"
 
 
+def test_its_own_config_repeats_a_test(again, cli, tmp_path):
+    """As its command.sh says: weights and radius included."""
+    folder = again("test", "--suite.threat.eps", "0.05")
+    repeated = cli("test", "--config", folder / "config.yaml", "--runs", tmp_path).folder
+    assert of("student", results(repeated)) == of("student", results(folder))
+
+
 def test_test_obeys_the_command_line(run, again):
     """The checkpoint's hyper-parameters win over the model's; the evaluation's settings are not among them."""
     folder = again("test", "--suite.threat.eps", "0.05", "--suite.images", "300")
