@@ -249,8 +249,9 @@ def _run(args: Sequence[str] | None) -> CLI:
         auto_configure_optimizers=False,
         save_config_callback=None,
         parser_class=Parser,
-        # No attack works under inference mode: its tensors cannot be differentiated.
-        trainer_defaults={"inference_mode": False, "enable_model_summary": False},
+        # No attack works under inference mode: its tensors cannot be differentiated. A batch is one process's, so a
+        # recipe would change with the number of devices found.
+        trainer_defaults={"inference_mode": False, "enable_model_summary": False, "devices": 1},
         args=None if args is None else list(args),
     )
 

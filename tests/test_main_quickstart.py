@@ -71,3 +71,28 @@ def test_quickstart(quickstart, tmp_path):
     assert again != folder
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before
     assert only(tmp_path / "runs" / "teachers", "at_digits-*") == home
+
+
+@pytest.fixture
+def on_labels(cli, tmp_path):
+    """Accuracies by attack of a network that is trained on digits and labels alone."""
+
+    def run(*more):
+        folder = cli("fit", "--config", "configs/teacher_digits.yaml", "--runs", tmp_path / "runs", *more).folder
+        return {metric: value for (_, c, metric), (value, _) in results(folder).items() if c == "best"}
+
+    return run
+
+
+def test_the_quickstarts_student_is_not_robust_by_itself(on_labels):
+    figures = on_labels("--model.network.widths", "[128]")
+    assert figures["clean"] > 0.95
+    assert figures["PGD-20"] < 0.2
+
+
+def test_a_high_temperature_masks_gradients_and_strong_attacks_see_through_it(on_labels):
+    """Paper 001's pattern: at T = 40 weak attacks look harmless, strong ones and the margin loss undo it."""
+    figures = on_labels("--model.temperature", "40")
+    assert figures["clean"] > 0.95
+    assert min(figures["FGSM"], figures["PGD-20"]) > 0.8
+    assert max(figures["FGSM strong"], figures["PGD-20 strong"], figures["PGD-20 margin"]) < 0.3
