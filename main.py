@@ -35,6 +35,7 @@ from lightning_modules.on_demand import (
     train_once,
 )
 from lightning_modules.run_folder import RunFolder, loggers, new_folder
+from networks.checkpoint import first_line
 
 for message in (
     "(?s).*JsonargparseDeprecationWarning",  # Lightning's own calls, which our bound on jsonargparse keeps working
@@ -106,8 +107,7 @@ class CLI(LightningCLI):
         try:
             super()._parse_ckpt_path()
         except (EOFError, KeyError, OSError, RuntimeError, UnpicklingError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{config.ckpt_path} cannot be read as a checkpoint ({reason}).") from error
+            raise ValueError(f"{config.ckpt_path} cannot be read as a checkpoint ({first_line(error)}).") from error
         if teacher is not None and (teacher.checkpoint is not None or teacher.module is not None):
             self.config[subcommand].model.init_args.teacher = teacher
 

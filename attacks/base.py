@@ -98,4 +98,5 @@ class Strong(Attack):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         if self.temperature is None:
             raise ValueError(f"{self.name} needs a temperature: give temperature=T, the one the model was trained at.")
-        return self.attack(tempered(model, self.temperature), x, y, draws)
+        # Not by calling it: the model is frozen by now, in the mode that the attack asked for.
+        return self.attack.perturb(tempered(model, self.temperature), x, y, draws)

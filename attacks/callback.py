@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +20,8 @@ from attacks.threat import Threat
 
 if TYPE_CHECKING:
     from datamodules import Images
+
+Part = TypeVar("Part")
 
 
 class Batches(Sequence[tuple[Tensor, Tensor, Tensor]]):
@@ -98,7 +100,10 @@ class AttackSuite(pl.Callback):
         index = data.split_index("test")
         # Test sets are often sorted by class; a part of one is a draw of it, the same for every network.
         order = torch.randperm(len(index), generator=torch.Generator().manual_seed(self.seed))
-        index = index[order[: 1 if trainer.fast_dev_run else self.images]]  # type: ignore[attr-defined]
+        count = trainer.world_size if trainer.fast_dev_run else self.images  # type: ignore[attr-defined]
+        index = index[order[:count]]
+        if len(index) < trainer.world_size:
+            raise ValueError(f"{trainer.world_size} processes cannot share {len(index)} images: attack more of them.")
         shard = index[trainer.global_rank :: trainer.world_size].to(pl_module.device)
         result = run_suite(
             network,
@@ -110,7 +115,7 @@ class AttackSuite(pl.Callback):
             title=role,
             console=get_console() if trainer.is_global_zero and trainer.progress_bar_callback else None,
         )
-        result = SuiteResult.merge(_gather(result, trainer.world_size))
+        result = SuiteResult.merge(gather(result, trainer.world_size))
         records = [replace(record, model=role, checkpoint=checkpoint) for record in result.records()]
         self.results[role, checkpoint] = records
         prefix = "test" if role != "teacher" else "test/teacher"
@@ -149,10 +154,9 @@ class AttackSuite(pl.Callback):
         return table
 
 
-def _gather(result: SuiteResult, world_size: int) -> list[SuiteResult]:
-    """The results of every process, on every process."""
-    if world_size == 1:
-        return [result]
-    parts: list[SuiteResult] = [result] * world_size
-    torch.distributed.all_gather_object(parts, result)
+def gather(part: Part, world_size: int) -> list[Part]:
+    """What every process holds, on every process."""
+    parts = [part] * world_size
+    if world_size > 1:
+        torch.distributed.all_gather_object(parts, part)
     return parts

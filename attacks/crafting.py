@@ -72,17 +72,11 @@ def tempered(model: nn.Module, temperature: float) -> nn.Module:
     return model if temperature == 1 else Tempered(model, temperature)
 
 
-def input_gradient(
-    model: nn.Module, x: Tensor, y: Tensor, objective: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Gradient with respect to the input of ``objective(model(x), y)``, and its values.
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor, objective: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Gradient with respect to the input of ``objective(model(x), y)``, shaped like ``x``.
 
-    Values are summed, not averaged, so an image's gradient does not depend on the batch around it.
-
-    Returns:
-        The gradient, shaped like ``x``, and the objective of every image, shape (B,).
+    The images' values are summed, not averaged, so an image's gradient does not depend on the batch around it.
     """
     x = x.detach().requires_grad_()
-    values = objective(model(x).float(), y)
-    (gradient,) = torch.autograd.grad(values.sum(), x)
-    return gradient, values.detach()
+    (gradient,) = torch.autograd.grad(objective(model(x).float(), y).sum(), x)
+    return gradient

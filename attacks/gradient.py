@@ -24,7 +24,7 @@ class FGSM(Attack):
         return "FGSM" + ("" if self.loss == "ce" else f" {self.loss}")
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        gradient, _ = input_gradient(model, x, y, OBJECTIVES[self.loss])
+        gradient = input_gradient(model, x, y, OBJECTIVES[self.loss])
         return self.threat.project(x + self.threat.eps * self.threat.steepest(gradient), x)
 
 
@@ -95,7 +95,7 @@ class PGD(Attack):
             x, y, x_adv = x[kept], y[kept], x_adv[kept]
         step = 2.5 * self.threat.eps / self.steps if self.step_size is None else self.step_size
         for _ in range(self.steps):
-            gradient, _ = input_gradient(model, x_adv, y, OBJECTIVES[self.loss])
+            gradient = input_gradient(model, x_adv, y, OBJECTIVES[self.loss])
             x_adv = self.threat.project(x_adv + step * self.threat.steepest(gradient), x)
         return x_adv
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from datamodules.base import Images
+from networks.checkpoint import first_line
 
 # What torchvision raises on a file that is missing, cut short or altered; it has no error of its own.
 UNREADABLE = (RuntimeError, ValueError, AssertionError, EOFError)
@@ -39,7 +40,7 @@ class Published(Images):
             self.source(self.root, download=True)
         except (URLError, HTTPException, ConnectionError, TimeoutError, *UNREADABLE) as error:
             raise ConnectionError(
-                f"Could not download {type(self).__name__} to {self.root}/{self.folder} ({_first_line(error)}): "
+                f"Could not download {type(self).__name__} to {self.root}/{self.folder} ({first_line(error)}): "
                 f"connect to the internet or copy that folder from a machine that has it; remove it if it is broken."
             ) from error
 
@@ -54,12 +55,8 @@ class Published(Images):
         except (OSError, *UNREADABLE) as error:
             raise FileNotFoundError(
                 f"{self.root}/{self.folder} does not hold {type(self).__name__} as torchvision unpacks it "
-                f"({_first_line(error)}): correct root, or remove that folder to have it downloaded again."
+                f"({first_line(error)}): correct root, or remove that folder to have it downloaded again."
             ) from error
         images = torch.as_tensor(data.data)
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
         return images, torch.as_tensor(data.targets).long()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")

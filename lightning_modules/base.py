@@ -172,12 +172,7 @@ class Regime(pl.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("facts")
         if trained is not None:
-            trained = _facts(trained)
-            if (trained.classes, trained.shape) != (self.facts.classes, self.facts.shape):
-                raise ValueError(
-                    f"The checkpoint was trained on {trained.classes} classes of shape {trained.shape}, "
-                    f"the data has {self.facts.classes} of shape {self.facts.shape}."
-                )
+            self.facts.require(_facts(trained), "The checkpoint")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["trained_at"] = float(self.trained_at)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -29,15 +30,8 @@ SHARED = (
 SHOWN = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "default_root_dir", "profiler")
 IRRELEVANT = ("name", "runs", "wandb", "suite", "train_teacher", "ckpt_path", "config")
 # Variables by which launchers tell a process its place; a teacher's fit is a run of its own.
-LAUNCHERS = (
-    "LOCAL_RANK",
-    "RANK",
-    "GROUP_RANK",
-    "NODE_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
+LAUNCHERS = re.compile(
+    r"((LOCAL_|GROUP_|NODE_|ROLE_)?RANK|(LOCAL_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(SLURM|TORCHELASTIC)_.*)"
 )
 # Told to a teacher's process: its run's folder, and the lock that it holds while it trains.
 RUN_FOLDER = "TEMPERED_RUN_FOLDER"
@@ -129,7 +123,7 @@ def _train(config: dict[str, Any], partial: Path, running: Path) -> None:
     if last.exists():
         words += ["--ckpt_path", str(last)]
     rank_zero_info(f"Training the teacher first, in {partial}: {shlex.join(words)}")
-    environment = {key: value for key, value in os.environ.items() if key not in LAUNCHERS}
+    environment = {key: value for key, value in os.environ.items() if not LAUNCHERS.fullmatch(key)}
     environment |= {RUN_FOLDER: str(partial), LOCK: str(running)}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(words, env=environment, check=False)

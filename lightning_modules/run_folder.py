@@ -23,6 +23,7 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
+from attacks.callback import gather
 from networks.counts import multiply_adds, parameters
 
 PACKAGES = ("tempered", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "jsonargparse", "numpy")
@@ -150,10 +151,7 @@ class RunFolder(BasePredictionWriter):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, predictions: Sequence[Any], batch_indices: Any
     ) -> None:
         parts = {key: torch.cat([p[key] for p in predictions]).cpu() for key in ("index", "label", "probabilities")}
-        gathered: list[Any] = [parts]
-        if trainer.world_size > 1:
-            gathered = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, parts)
+        gathered = gather(parts, trainer.world_size)
         if not trainer.is_global_zero:
             return
         whole = {key: torch.cat([part[key] for part in gathered]) for key in parts}

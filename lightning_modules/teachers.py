@@ -42,8 +42,7 @@ class TeacherSource:
         if self.checkpoint is not None:
             loaded = load_network(self.checkpoint, self.network, facts)
             if loaded.facts is not None:
-                _compare("classes", loaded.facts.classes, facts.classes)
-                _compare("images of shape", loaded.facts.shape, facts.shape)
+                facts.require(loaded.facts, "The teacher")
             teacher = FrozenTeacher(loaded.network, loaded.sha256, self.checkpoint, loaded.trained_at)
         elif self.module is not None:
             teacher = FrozenTeacher(self.module, weights_hash(self.module), type(self.module).__name__, 1.0)
@@ -57,11 +56,6 @@ class TeacherSource:
             raise ValueError("No teacher: give the model teacher.checkpoint, teacher.config or teacher.module.")
         teacher.probe(facts)
         return teacher
-
-
-def _compare(what: str, teacher: object, data: object) -> None:
-    if teacher != data:
-        raise ValueError(f"The teacher was trained for {what} {teacher}, the student's data has {data}.")
 
 
 class FrozenTeacher:

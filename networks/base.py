@@ -46,6 +46,14 @@ class Facts:
         """Shape of one image: (channels, height, width)."""
         return (self.channels, self.size, self.size)
 
+    def require(self, other: "Facts", whose: str) -> None:
+        """Raises ValueError, with both numbers, where what was made for ``other`` data does not fit these."""
+        if (other.classes, other.shape) != (self.classes, self.shape):
+            raise ValueError(
+                f"{whose} was trained on {other.classes} classes of shape {other.shape}, "
+                f"the data has {self.classes} of shape {self.shape}."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """The facts as plain lists and numbers, which a checkpoint can hold without trusting any class."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

@@ -32,6 +32,11 @@ class Loaded:
     sha256: str
 
 
+def first_line(error: Exception) -> str:
+    """What an error says first, for a sentence of ours to quote; its kind where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")
+
+
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
@@ -66,9 +71,8 @@ def load_network(path: str | Path, network: Factory | None = None, facts: Facts 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{path} cannot be read as weights alone ({reason}): "
+            f"{path} cannot be read as weights alone ({first_line(error)}): "
             "save it again as a plain state dict with torch.save(model.state_dict(), path)."
         ) from error
     if not isinstance(content, dict):

@@ -140,6 +140,24 @@ def test_published_by_one_rename(monkeypatch, tmp_path):
     assert len(inodes) == 1
 
 
+def test_a_teachers_process_does_not_take_itself_for_one_of_the_students(monkeypatch, tmp_path):
+    """Under torchrun or srun the student is one process of several; its teacher's fit is a run of its own."""
+    given = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x"}
+    given |= {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "KEPT": "yes"}
+    for key, value in given.items():
+        monkeypatch.setenv(key, value)
+    seen = {}
+
+    def run(command, env, check):
+        seen.update(env)
+        (Path(env[on_demand.RUN_FOLDER]) / on_demand.COMPLETE).touch()
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(on_demand, "subprocess", SimpleNamespace(run=run))
+    on_demand.train_once(teacher_config(), tmp_path, "t")
+    assert given.keys() & seen.keys() == {"KEPT"}
+
+
 @pytest.mark.parametrize("status", [1, -9, 143, 0])
 def test_failed_fit_publishes_nothing(status, monkeypatch, tmp_path):
     """A status of 0 is not believed without the mark that a fit leaves as its last act."""
