@@ -4,9 +4,10 @@ import copy
 from abc import ABC, abstractmethod
 from typing import Self, get_args
 
+import torch
 from torch import Tensor, nn
 
-from attacks.crafting import BatchNorm, crafting, tempered
+from attacks.crafting import BatchNorm, crafting
 from attacks.draws import Draws
 from attacks.threat import Threat
 
@@ -17,7 +18,15 @@ class Attack(ABC):
     Args:
         threat: what it may do to an image; None leaves it to the suite that runs the attack.
         batchnorm: mode of batch-norm layers while crafting; ``train`` is what the authors' code of ARD does.
+
+    Attributes:
+        early_stop: leave an image alone as soon as it is broken. Training crafts without: its examples have made all
+            their steps. A suite asks for it (:meth:`evaluating`), since a broken image cannot be broken further.
+        limited: whether an example counts only within the threat's radius.
     """
+
+    early_stop = False
+    limited = True
 
     def __init__(self, threat: Threat | None = None, batchnorm: BatchNorm = "eval") -> None:
         if batchnorm not in get_args(BatchNorm):
@@ -37,12 +46,27 @@ class Attack(ABC):
     def name(self) -> str:
         """What tables call it."""
 
+    @property
+    def budget(self) -> int | None:
+        """The most forward passes that an image may cost, by which progress is told; None where nobody knows."""
+        return None
+
     def under(self, threat: Threat) -> Self:
         """This attack with a threat model and its box, keeping what it states itself."""
         attack = copy.copy(self)
         own = attack.given_threat
         attack.given_threat = threat if own is None else own.within(threat.bounds)
         return attack
+
+    def evaluating(self) -> Self:
+        """This attack as a suite runs it: an image leaves the batch as soon as it is broken."""
+        attack = copy.copy(self)
+        attack.early_stop = True
+        return attack
+
+    def allows(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Which examples count, because the threat model holds them or because there is no limit: bool (B,)."""
+        return self.threat.holds(x_adv, x) if self.limited else torch.ones(len(x), dtype=torch.bool, device=x.device)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws | None = None) -> Tensor:
         """Crafts adversarial examples; the model is untouched (see :func:`attacks.crafting.crafting`).
@@ -63,40 +87,34 @@ class Attack(ABC):
 
     @abstractmethod
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        """The attack itself, called with the model frozen, in eval mode and with grad mode on."""
+        """The attack itself, called with the model frozen, in eval mode and with grad mode on.
+
+        An attack that drops images from its batch calls :func:`attacks.crafting.narrow` on its model too.
+        """
 
 
-class Strong(Attack):
-    """Any attack run on ``z / T``: what Carlini & Wagner (2016) showed against defensive distillation.
+class MinimumNorm(Attack):
+    """An attack that looks for the smallest change of class, whatever the radius.
 
-    A network trained at a high temperature and used at T = 1 saturates its softmax, so that cross-entropy has no
-    gradient left in float32; dividing the logits by T brings it back. Success is judged on the original model.
+    Given a threat model it succeeds where its example lies within the radius in the threat's norm; ``unlimited``,
+    wherever the class changes. Called without any threat model it works in the box [0, 1].
 
     Args:
-        attack: the attack to strengthen.
-        temperature: T; None stands for the temperature that the attacked model was trained at.
+        threat: radius and norm by which it is judged.
+        unlimited: count every change of class; the suite then reports the lengths.
+        batchnorm: see :class:`Attack`.
     """
 
-    def __init__(self, attack: Attack, temperature: float | None = None) -> None:
-        super().__init__(attack.given_threat, attack.batchnorm)
-        self.attack = attack
-        self.temperature = temperature
+    def __init__(self, threat: Threat | None = None, unlimited: bool = False, batchnorm: BatchNorm = "eval") -> None:
+        super().__init__(threat, batchnorm)
+        self.limited = not unlimited
 
     @property
-    def name(self) -> str:
-        return f"{self.attack.name} strong" + ("" if self.temperature is None else f" T={self.temperature:g}")
+    def bounds(self) -> tuple[float, float]:
+        """The box as numbers; [0, 1] without a threat model."""
+        return (0.0, 1.0) if self.given_threat is None else self.given_threat.bounds
 
-    def under(self, threat: Threat) -> Self:
-        strong = super().under(threat)
-        strong.attack = self.attack.under(threat)
-        return strong
-
-    def at(self, temperature: float) -> "Strong":
-        """The same with a temperature filled in where none is given."""
-        return self if self.temperature is not None else Strong(self.attack, temperature)
-
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        if self.temperature is None:
-            raise ValueError(f"{self.name} needs a temperature: give temperature=T, the one the model was trained at.")
-        # Not by calling it: the model is frozen by now, in the mode that the attack asked for.
-        return self.attack.perturb(tempered(model, self.temperature), x, y, draws)
+    def settled(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Which examples, known to change the class, are good enough for a suite that only asks whether: bool (B,)."""
+        stop = self.early_stop and self.limited and self.given_threat is not None
+        return self.threat.holds(x_adv, x) if stop else torch.zeros(len(x), dtype=torch.bool, device=x.device)

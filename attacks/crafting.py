@@ -53,7 +53,23 @@ def crafting(model: nn.Module, batchnorm: BatchNorm = "eval") -> Iterator[None]:
                 buffer.copy_(before)
 
 
-class Tempered(nn.Module):
+class RowWise(nn.Module):
+    """A model that knows which images it is given, because something of it belongs to each: a count, a head, a draw."""
+
+    def narrowed(self, kept: Tensor) -> nn.Module:
+        """The model for a part of the images, chosen by a mask or by positions."""
+        raise NotImplementedError
+
+
+def narrow(model: nn.Module, kept: Tensor) -> nn.Module:
+    """The model as it must be called with ``x[kept]`` from now on; most models need no telling.
+
+    An attack that drops images from its batch does so with its images, its labels and its model in one breath.
+    """
+    return model.narrowed(kept) if isinstance(model, RowWise) else model
+
+
+class Tempered(RowWise):
     """A model whose logits are divided by a temperature: ``z(x) / T``."""
 
     def __init__(self, model: nn.Module, temperature: float) -> None:
@@ -66,17 +82,26 @@ class Tempered(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x) / self.temperature
 
+    def narrowed(self, kept: Tensor) -> nn.Module:
+        return Tempered(narrow(self.model, kept), self.temperature)
+
 
 def tempered(model: nn.Module, temperature: float) -> nn.Module:
     """The model at a temperature; itself at T = 1."""
     return model if temperature == 1 else Tempered(model, temperature)
 
 
-def input_gradient(model: nn.Module, x: Tensor, y: Tensor, objective: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Gradient with respect to the input of ``objective(model(x), y)``, shaped like ``x``.
+def ascend(model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """One forward and one backward pass for an objective of the logits.
 
     The images' values are summed, not averaged, so an image's gradient does not depend on the batch around it.
+
+    Returns:
+        The logits in float32 at least, (B, C); the objective of every image, (B,); its gradient, shaped like ``x``.
     """
     x = x.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(objective(model(x).float(), y).sum(), x)
-    return gradient
+    logits = model(x)
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    values = objective(logits)
+    (gradient,) = torch.autograd.grad(values.sum(), x)
+    return logits.detach(), values.detach(), gradient

@@ -59,6 +59,10 @@ class Draws:
         part._drawn = self._drawn
         return part
 
+    def stream(self, number: int) -> "Draws":
+        """Fresh draws for a part of an attack, such as a restart, whatever the parts before it have drawn."""
+        return Draws(self.index, (*self.seeds, number))
+
     def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform draws in [low, high), float32 of shape (B, *shape); each call continues every image's stream."""
         size = math.prod(shape)
@@ -76,3 +80,28 @@ class Draws:
     def integers(self, high: int) -> Tensor:
         """One integer in [0, high) for each image, int64 of shape (B,)."""
         return (self.uniform((1,)).double() * high).long().view(-1)
+
+
+class OfficialDraws(Draws):
+    """The draws of the authors' AutoAttack: one generator for the batch, seeded anew for every batch and attack.
+
+    What an image draws then depends on its batch. It serves to compare with published figures, image by image.
+    """
+
+    def __init__(self, index: Tensor, seed: int, generator: torch.Generator | None = None) -> None:
+        self.index = index
+        self.seed = seed
+        self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
+
+    def __getitem__(self, kept: Tensor) -> "OfficialDraws":
+        return OfficialDraws(self.index[kept], self.seed, self.generator)
+
+    def stream(self, number: int) -> "OfficialDraws":
+        return self
+
+    def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:
+        unit = torch.rand(len(self.index), *shape, generator=self.generator).to(self.index.device)
+        return low + (high - low) * unit
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        return torch.randn(len(self.index), *shape, generator=self.generator).to(self.index.device)

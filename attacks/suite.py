@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from attacks.base import Attack, Strong
+from attacks.base import Attack
 from attacks.crafting import crafting
 from attacks.draws import Draws
 from attacks.records import Record, share
 from attacks.threat import Threat
+from attacks.wrappers import Strong
 
 CLEAN = "clean"
 WORST = "worst case"
