@@ -52,7 +52,9 @@ class APGD(Attack):
 
     @property
     def name(self) -> str:
-        kind = f"{'T-' if self.targets else ''}{self.loss.upper()}"
+        # AutoAttack's names: its targeted loss is DLR.
+        kind = "T" if self.targets else ""
+        kind = "-".join(filter(None, [kind, "" if kind and self.loss == "dlr" else self.loss.upper()]))
         return " ".join(
             filter(
                 None,

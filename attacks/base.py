@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Self, get_args
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from attacks.crafting import BatchNorm, crafting
 from attacks.draws import Draws
-from attacks.threat import Threat
+from attacks.threat import Radius, Threat
 
 
 class Attack(ABC):
@@ -56,6 +57,12 @@ class Attack(ABC):
         attack = copy.copy(self)
         own = attack.given_threat
         attack.given_threat = threat if own is None else own.within(threat.bounds)
+        return attack
+
+    def resized(self, eps: Radius) -> Self:
+        """This attack with another radius."""
+        attack = copy.copy(self)
+        attack.given_threat = replace(self.threat, eps=eps)
         return attack
 
     def evaluating(self) -> Self:

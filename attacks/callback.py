@@ -9,19 +9,23 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 from rich import get_console
-from rich.table import Table
 from torch import Tensor, nn
 
 from attacks.base import Attack
-from attacks.figures import example_grid
+from attacks.curves import Curve, draw
+from attacks.figures import COUNT, example_grid
 from attacks.records import Record, write_records
-from attacks.suite import CLEAN, SuiteResult, run_suite
+from attacks.results import SuiteResult
+from attacks.state import State
+from attacks.suite import Precision, Rng, run_suite
+from attacks.tables import accuracies, costs
 from attacks.threat import Threat
 
 if TYPE_CHECKING:
     from datamodules import Images
 
 Part = TypeVar("Part")
+UNFINISHED = ".unfinished"  # beside the runs of one name, so that the same command finds what it was stopped at
 
 
 class Batches(Sequence[tuple[Tensor, Tensor, Tensor]]):
@@ -54,6 +58,13 @@ class AttackSuite(pl.Callback):
         images: how many test images, drawn by the seed; None for all.
         teacher: attack the student's teacher too.
         seed: what the choice of images and, with an image's index, its random draws follow from.
+        rng: ``official`` draws as the authors' AutoAttack does, to compare with published figures image by image.
+        precision: ``bf16`` searches in bfloat16; successes are confirmed in float32 all the same.
+        votes: passes that judge an image; more than 1 for models that draw at random.
+        top: with k above 1, top-k accuracies too; attacks then make all their steps on every image.
+        keep_images: write every adversarial image to ``outcomes/*.npz``.
+        curves: attacks to repeat at several radii or numbers of steps, drawn to ``figures/``.
+        diagnose: ask after the suite whether the model is really robust, and say why or why not.
     """
 
     def __init__(
@@ -63,6 +74,13 @@ class AttackSuite(pl.Callback):
         images: int | None = None,
         teacher: bool = True,
         seed: int = 0,
+        rng: Rng = "image",
+        precision: Precision = "32",
+        votes: int = 1,
+        top: int = 1,
+        keep_images: bool = False,
+        curves: list[Curve] | None = None,
+        diagnose: bool = False,
     ) -> None:
         if images is not None and images < 1:
             raise ValueError(f"images must be at least 1, got {images}.")
@@ -71,9 +89,15 @@ class AttackSuite(pl.Callback):
         self.images = images
         self.teacher = teacher
         self.seed = seed
+        self.settings: dict[str, Any] = {"seed": seed, "rng": rng, "precision": precision, "votes": votes}
+        self.top = top
+        self.keep_images = keep_images
+        self.curves = curves or []
+        self.diagnose = diagnose
         self.checkpoint = ""  # which weights are tested, as the table calls them
         self.silent = False  # True leaves the table to a later test, which will show these figures too
         self.results: dict[tuple[str, str], list[Record]] = {}
+        self.states: list[State] = []
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         teacher = getattr(pl_module, "teacher", None) if self.teacher else None
@@ -85,7 +109,10 @@ class AttackSuite(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not self.silent:
-            get_console().print(self.table())
+            get_console().print(accuracies(self.results, f"Accuracy, % [95 % interval] at {self.threat}"))
+            get_console().print(costs(self.results))
+        for state in self.states:
+            state.finish()
 
     def _evaluate(
         self,
@@ -105,53 +132,69 @@ class AttackSuite(pl.Callback):
         if len(index) < trainer.world_size:
             raise ValueError(f"{trainer.world_size} processes cannot share {len(index)} images: attack more of them.")
         shard = index[trainer.global_rank :: trainer.world_size].to(pl_module.device)
-        result = run_suite(
-            network,
-            Batches(data, shard, data.eval_batch_size),
-            self.attacks,
-            self.threat.within(data.facts.box),
-            temperature,
-            self.seed,
-            title=role,
-            console=get_console() if trainer.is_global_zero and trainer.progress_bar_callback else None,
-        )
-        result = SuiteResult.merge(gather(result, trainer.world_size))
+        batches = Batches(data, shard, data.eval_batch_size)
+        name = "-".join(filter(None, [role, checkpoint]))
+
+        def run(attacks: list[Attack], title: str, top: int = 1, examples: int = 0) -> SuiteResult:
+            state = State(Path(trainer.default_root_dir).parent / UNFINISHED)
+            self.states.append(state)
+            result = run_suite(
+                network,
+                batches,
+                attacks,
+                threat,
+                temperature,
+                top=top,
+                examples=examples,
+                state=state,
+                title=title,
+                console=get_console() if trainer.is_global_zero and trainer.progress_bar_callback else None,
+                **self.settings,
+            )
+            return SuiteResult.merge(gather(result, trainer.world_size))
+
+        threat = self.threat.within(data.facts.box)
+        result = run(self.attacks, role, self.top, len(shard) if self.keep_images else COUNT)
         records = [replace(record, model=role, checkpoint=checkpoint) for record in result.records()]
         self.results[role, checkpoint] = records
         prefix = "test" if role != "teacher" else "test/teacher"
         # Every process holds the same figures, so their mean is the figure.
         pl_module.log_dict({f"{prefix}/{record.metric}": record.value for record in records}, sync_dist=True)
         if trainer.is_global_zero:
-            self._keep(trainer, result, records, "-".join(filter(None, [role, checkpoint])))
+            self._keep(trainer, result, records, name)
+        for number, curve in enumerate(self.curves, 1):
+            points = [run([attack], f"{role} {curve.name}") for attack in curve.attacks(threat)]
+            found = [replace(list(point.records())[1], model=role, checkpoint=checkpoint) for point in points]
+            if trainer.is_global_zero:
+                folder = Path(trainer.default_root_dir)
+                named = [replace(r, metric=f"{curve.name}: {v}") for r, v in zip(found, curve.values, strict=True)]
+                write_records(folder, named)
+                self._show(
+                    trainer,
+                    f"curve/{name}",
+                    draw(curve, records[0], found, folder / f"figures/curve-{name}-{number}.png"),
+                )
 
     def _keep(self, trainer: pl.Trainer, result: SuiteResult, records: list[Record], name: str) -> None:
         """Writes files into the run's folder and sends table and pictures to W&B where it is used."""
         folder = Path(trainer.default_root_dir)
         write_records(folder, records)
         result.write(folder / "outcomes" / f"{name}.parquet")
+        if self.keep_images:
+            result.write_images(folder / "outcomes" / f"{name}.npz")
         picture = example_grid(result, trainer.datamodule.facts, folder / "figures" / f"examples-{name}.png")  # type: ignore[attr-defined]
+        self._show(trainer, f"examples/{name}", picture)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                rows = [[r.metric, r.threat, r.value, r.low, r.high, r.n, r.seconds] for r in records]
-                columns = ["metric", "threat", "value", "low", "high", "n", "seconds"]
+                columns = ["metric", "threat", "value", "low", "high", "n", "seconds", "forwards", "backwards"]
+                rows = [[getattr(record, column) for column in columns] for record in records]
                 logger.log_table(f"robustness/{name}", columns=columns, data=rows)
-                if picture is not None:
-                    logger.log_image(f"examples/{name}", [str(picture)])
 
-    def table(self) -> Table:
-        """All that this callback has measured: a row per attack, a column per network."""
-        table = Table(title=f"Accuracy, % [95 % interval] at {self.threat}", title_style="bold")
-        table.add_column("")
-        # The newest test first, so the best checkpoint before the last; the teacher beside them.
-        columns = sorted(reversed(self.results.items()), key=lambda column: column[0][0] == "teacher")
-        for (role, checkpoint), _ in columns:
-            table.add_column(f"{role} ({checkpoint})" if checkpoint else role, justify="right")
-        metrics = list(dict.fromkeys(record.metric for _, records in columns for record in records))
-        for metric in metrics:
-            found = [{r.metric: r for r in records}.get(metric) for _, records in columns]
-            cells = [f"{r.value:.1%} [{r.low:.1%}, {r.high:.1%}]".replace("%", "") if r else "–" for r in found]
-            table.add_row(metric, *cells, end_section=metric in (CLEAN, metrics[-2]))
-        return table
+    def _show(self, trainer: pl.Trainer, key: str, picture: Path | None) -> None:
+        """Sends a picture to W&B where it is used."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and picture is not None:
+                logger.log_image(key, [str(picture)])
 
 
 def gather(part: Part, world_size: int) -> list[Part]:

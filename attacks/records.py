@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
+from scipy.special import stdtrit
+
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval for a share of successes (Wilson 1927), 95 % by default.
@@ -34,7 +37,7 @@ class Record:
 
     Attributes:
         metric: what was measured, such as ``PGD-20``.
-        value: the share of images on which the model is right, in [0, 1].
+        value: the share of images on which the model is right, in [0, 1]; where a unit is stated, a mean.
         n: number of images.
         low: lower end of the 95 % interval.
         high: upper end of the 95 % interval.
@@ -42,6 +45,9 @@ class Record:
         threat: the threat model, empty for clean images.
         model: whose figure it is: ``student``, ``teacher``, ``network``.
         checkpoint: which weights: ``best``, ``last``, or a path.
+        unit: what the value is counted in; empty for a share.
+        forwards: forward passes that the measurement cost, per image that was attacked.
+        backwards: backward passes, likewise.
     """
 
     metric: str
@@ -53,12 +59,22 @@ class Record:
     threat: str = ""
     model: str = ""
     checkpoint: str = ""
+    unit: str = ""
+    forwards: float = 0.0
+    backwards: float = 0.0
 
 
 def share(metric: str, successes: int, n: int, seconds: float, threat: str = "") -> Record:
     """The record of a share of images, with its Wilson interval."""
     low, high = wilson(successes, n)
     return Record(metric, successes / n, n, low, high, round(seconds, 3), threat)
+
+
+def mean(metric: str, values: np.ndarray, unit: str, seconds: float) -> Record:
+    """The record of a mean over images, with the 95 % interval of Student's t (the mean itself for one image)."""
+    average, n = float(values.mean()), len(values)
+    half = float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
+    return Record(metric, average, n, average - half, average + half, round(seconds, 3), unit=unit)
 
 
 def write_records(folder: Path, records: Sequence[Record]) -> None:

@@ -1,4 +1,4 @@
-"""The attacked model as a suite hands it to an attack: it counts what every image costs, and keeps what is said of it."""
+"""The attacked model as a suite hands it to an attack: it counts each image's cost and keeps what is said."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ class Ledger:
         notes: quantities that the attack measures by the way, by name: (n,) or (n, k) each, NaN where none was noted.
     """
 
-    def __init__(self, count: int, device: torch.device, watch: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, count: int, device: torch.device, watch: Callable[["Ledger"], None] | None = None) -> None:
         self.forwards = torch.zeros(count, device=device)
         self.backwards = torch.zeros(count, device=device)
         self.notes: dict[str, Tensor] = {}
@@ -40,7 +40,8 @@ class Subject(RowWise):
     def forward(self, x: Tensor) -> Tensor:
         share = len(x) / max(len(self.rows), 1)
         self.ledger.forwards[self.rows] += share
-        self.ledger.watch()
+        if self.ledger.watch is not None:
+            self.ledger.watch(self.ledger)
         logits = self.model(x)
         if logits.requires_grad:
             logits.register_hook(lambda _: self._count_backward(share))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attacks.base import Attack
 from attacks.crafting import RowWise, crafting, narrow, tempered
 from attacks.draws import Draws
-from attacks.threat import Threat
+from attacks.threat import Radius, Threat
 from networks.checkpoint import load_network
 
 
@@ -32,6 +32,11 @@ class Wrapper(Attack):
     def under(self, threat: Threat) -> Self:
         wrapper = super().under(threat)
         wrapper.attack = self.attack.under(threat)
+        return wrapper
+
+    def resized(self, eps: Radius) -> Self:
+        wrapper = super().resized(eps)
+        wrapper.attack = self.attack.resized(eps)
         return wrapper
 
     def evaluating(self) -> Self:

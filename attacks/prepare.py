@@ -1,0 +1,59 @@
+"""Makes a network fast to attack without changing what it computes, and without touching it."""
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from attacks.crafting import crafting
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def prepared(model: nn.Module, x: Tensor) -> nn.Module:
+    """A frozen copy in eval mode, batch-norm folded into the convolutions before it, in channels-last order.
+
+    A network that cannot be traced, or whose copy does not give the same logits on ``x`` but for rounding (because it
+    draws at random, say), is returned as it is: a suite judges success on the original model anyway.
+
+    Args:
+        model: maps images to logits.
+        x: images to compare the copy's logits on.
+    """
+    if not any(isinstance(module, CONVOLUTIONS) for module in model.modules()):
+        return model
+    try:
+        with torch.no_grad():
+            traced = _folded(copy.deepcopy(model).eval())
+            traced.requires_grad_(False).to(memory_format=torch.channels_last)
+            with crafting(model), torch.no_grad():
+                expected = model(x)
+            given = traced(x)
+    except Exception:  # an arbitrary module may fail to be copied or traced in any way, and is then used as it is
+        return model
+    return traced if torch.allclose(given, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().amax())) else model
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    """A traced model with every batch-norm that directly follows a convolution of its own folded into it."""
+    traced = fx.symbolic_trace(model)
+    modules = dict(traced.named_modules())
+    called = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" or not isinstance(modules[node.target], BATCH_NORMS):
+            continue
+        before = node.args[0]
+        alone = isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1
+        if not alone or not isinstance(modules[before.target], CONVOLUTIONS):
+            continue
+        norm = modules[node.target]
+        if norm.running_mean is None or called.count(before.target) > 1 or called.count(node.target) > 1:
+            continue
+        parent, _, name = before.target.rpartition(".")
+        setattr(traced.get_submodule(parent), name, fuse_conv_bn_eval(modules[before.target], norm))
+        node.replace_all_uses_with(before)
+        traced.graph.erase_node(node)
+    traced.recompile()
+    return traced

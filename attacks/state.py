@@ -1,0 +1,86 @@
+"""What a suite has done so far, kept on disk after every batch."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from attacks.base import Attack
+from networks.checkpoint import weights_hash
+
+
+class State:
+    """A folder with a file for every batch that an attack is done with; each appears whole or not at all.
+
+    Args:
+        root: where unfinished suites are kept; None keeps nothing.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self.root = root
+        self.folder: Path | None = None
+
+    def open(self, key: str) -> None:
+        """Names the suite: one with other settings, weights or images has another key, and a folder of its own."""
+        self.folder = None if self.root is None else self.root / key
+
+    def _path(self, folder: Path, stage: str, batch: int) -> Path:
+        return folder / f"{stage}-{batch:05d}.npz"
+
+    def read(self, stage: str, batch: int, where: np.ndarray) -> dict[str, np.ndarray] | None:
+        """What became of a batch's images, at these positions; None where it is not done yet."""
+        if self.folder is None or not (path := self._path(self.folder, stage, batch)).exists():
+            return None
+        with np.load(path) as file:
+            done = dict(file)
+        # Other positions would mean that an earlier stage was redone otherwise.
+        return done if np.array_equal(done.pop("where"), where) else None
+
+    def write(self, stage: str, batch: int, where: np.ndarray, done: Mapping[str, np.ndarray]) -> None:
+        """Keeps what became of a batch."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(self.folder, stage, batch)
+        partial = path.with_name(f".{path.stem}.partial.npz")
+        np.savez(partial, where=where, **done)  # type: ignore[arg-type]
+        os.replace(partial, path)
+
+    def finish(self) -> None:
+        """Removes the folder: the suite's results are kept elsewhere by now."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
+                self.folder.parent.rmdir()
+
+
+def fingerprint(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    attacks: Mapping[str, Attack],
+    settings: tuple[Any, ...],
+) -> str:
+    """A key of all that decides a suite's result: weights, images and how they are batched, attacks, settings."""
+    digest = hashlib.sha256(repr((type(model).__qualname__, weights_hash(model), settings)).encode())
+    digest.update(repr({name: _described(attack) for name, attack in attacks.items()}).encode())
+    for batch in batches:
+        for tensor in batch:
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()[:16]
+
+
+def _described(value: Any) -> Any:
+    """An attack's settings as plain values."""
+    if isinstance(value, nn.Module):
+        return weights_hash(value)
+    if isinstance(value, Attack):
+        return type(value).__qualname__, {key: _described(part) for key, part in sorted(vars(value).items())}
+    if isinstance(value, (list, tuple)):
+        return [_described(part) for part in value]
+    return repr(value)
