@@ -3,10 +3,16 @@
 from attacks.apgd import APGD
 from attacks.autoattack import AutoAttack
 from attacks.base import Attack, MinimumNorm
+from attacks.carlini import CWL2
+from attacks.compare import Comparison, compare
 from attacks.crafting import RowWise, ascend, crafting, narrow, tempered
+from attacks.curves import Curve
+from attacks.deepfool import DeepFool
+from attacks.diagnostics import Finding, diagnose
 from attacks.draws import Draws
 from attacks.fab import FAB
 from attacks.gradient import FGSM, MIFGSM, PGD, Noise
+from attacks.jsma import JSMA
 from attacks.records import Record, wilson
 from attacks.results import SuiteResult
 from attacks.square import Square
@@ -16,14 +22,20 @@ from attacks.wrappers import EOT, Strong, Transfer
 
 __all__ = [
     "APGD",
+    "CWL2",
     "EOT",
     "FAB",
     "FGSM",
+    "JSMA",
     "MIFGSM",
     "PGD",
     "Attack",
     "AutoAttack",
+    "Comparison",
+    "Curve",
+    "DeepFool",
     "Draws",
+    "Finding",
     "MinimumNorm",
     "Noise",
     "Radius",
@@ -35,7 +47,9 @@ __all__ = [
     "Threat",
     "Transfer",
     "ascend",
+    "compare",
     "crafting",
+    "diagnose",
     "narrow",
     "run_suite",
     "tempered",

@@ -69,7 +69,7 @@ class APGD(Attack):
     @property
     def budget(self) -> int:
         runs = self.restarts * max(self.targets, 1)
-        return runs * (self.steps + 1 + (runs > 1))
+        return runs * (self.steps + 1 + (runs > 1)) + bool(self.targets)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         def climb(kept: Tensor, number: int, goal: Goal) -> Tensor:
@@ -81,9 +81,9 @@ class APGD(Attack):
         """A random point at the distance of the radius, clamped to the box."""
         shape = x.shape[1:]
         drawn = draws.uniform(shape, -1.0, 1.0) if self.threat.norm == "linf" else draws.normal(shape)
-        order = torch.inf if self.threat.norm == "linf" else 2
-        length = torch.linalg.vector_norm(drawn.flatten(1), ord=order, dim=1).view(-1, *[1] * len(shape))
-        return self.threat.clamp(x + self.threat.eps * (drawn / length.clamp_min(1e-12)).to(x.dtype))
+        drawn = drawn.to(x.dtype)  # before it is brought to length, so that rounding keeps it in the ball
+        length = self.threat.length(drawn).view(-1, *[1] * len(shape))
+        return self.threat.clamp(x + self.threat.eps * drawn / length.clamp_min(1e-12))
 
     def _climb(self, model: nn.Module, x: Tensor, goal: Goal, draws: Draws) -> Tensor:
         """One run: every tensor below has a row per image that is still in it, but for ``result``."""

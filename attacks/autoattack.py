@@ -1,5 +1,6 @@
 """AutoAttack: four attacks, each on what the others left standing."""
 
+import copy
 from collections.abc import Sequence
 from typing import Self
 
@@ -65,16 +66,22 @@ class AutoAttack(Attack):
         attack.parts = [part.resized(eps) for part in self.parts]
         return attack
 
-    def evaluating(self) -> Self:
-        attack = super().evaluating()
-        attack.parts = [part.evaluating() for part in self.parts]
+    def at(self, temperature: float) -> Self:
+        attack = copy.copy(self)
+        attack.parts = [part.at(temperature) for part in self.parts]
+        return attack
+
+    def evaluating(self, deterministic: bool = True) -> Self:
+        attack = super().evaluating(deterministic)
+        attack.parts = [part.evaluating(deterministic) for part in self.parts]
         return attack
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         result, stands = x.clone(), torch.arange(len(x), device=x.device)
-        for number, part in enumerate(self.evaluating().parts):
+        for number, part in enumerate(self.evaluating(self.deterministic).parts):
             left = narrow(model, stands)
-            tried = part.perturb(left, x[stands], y[stands], draws.stream(number)[stands])
+            # By calling it: each part has a mode of its own for batch-norm.
+            tried = part(left, x[stands], y[stands], draws.stream(number)[stands])
             with torch.no_grad():
                 broken = (left(tried).argmax(1) != y[stands]) & part.allows(tried, x[stands])
             result[stands[broken]] = tried[broken]

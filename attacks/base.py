@@ -23,10 +23,12 @@ class Attack(ABC):
     Attributes:
         early_stop: leave an image alone as soon as it is broken. Training crafts without: its examples have made all
             their steps. A suite asks for it (:meth:`evaluating`), since a broken image cannot be broken further.
+        deterministic: whether the same point gives the same gradient each time, so that a path may be cut short.
         limited: whether an example counts only within the threat's radius.
     """
 
     early_stop = False
+    deterministic = True
     limited = True
 
     def __init__(self, threat: Threat | None = None, batchnorm: BatchNorm = "eval") -> None:
@@ -65,10 +67,21 @@ class Attack(ABC):
         attack.given_threat = replace(self.threat, eps=eps)
         return attack
 
-    def evaluating(self) -> Self:
-        """This attack as a suite runs it: an image leaves the batch as soon as it is broken."""
+    def at(self, temperature: float) -> Self:
+        """This attack with the temperature that the model was trained at, where it needs one and was given none."""
+        return self
+
+    def evaluating(self, deterministic: bool = True) -> Self:
+        """This attack as a suite runs it: an image leaves the batch as soon as it is broken.
+
+        Where batch-norm takes the batch's own statistics no image leaves: the others' outcome would change.
+
+        Args:
+            deterministic: False for a model that draws at random.
+        """
         attack = copy.copy(self)
-        attack.early_stop = True
+        attack.early_stop = self.batchnorm == "eval"
+        attack.deterministic = deterministic
         return attack
 
     def allows(self, x_adv: Tensor, x: Tensor) -> Tensor:

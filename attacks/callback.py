@@ -1,7 +1,8 @@
 """Runs the attack suite at the end of ``test``, on the tested network and on its teacher."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 
 from attacks.base import Attack
 from attacks.curves import Curve, draw
-from attacks.figures import COUNT, example_grid
+from attacks.diagnostics import Finding, diagnose, report
+from attacks.features import matrices, reached
+from attacks.figures import COUNT, example_grid, success_matrix
+from attacks.jsma import JSMA
 from attacks.records import Record, write_records
 from attacks.results import SuiteResult
 from attacks.state import State
@@ -88,7 +92,6 @@ class AttackSuite(pl.Callback):
         self.threat = threat
         self.images = images
         self.teacher = teacher
-        self.seed = seed
         self.settings: dict[str, Any] = {"seed": seed, "rng": rng, "precision": precision, "votes": votes}
         self.top = top
         self.keep_images = keep_images
@@ -98,6 +101,7 @@ class AttackSuite(pl.Callback):
         self.silent = False  # True leaves the table to a later test, which will show these figures too
         self.results: dict[tuple[str, str], list[Record]] = {}
         self.states: list[State] = []
+        self.findings: dict[str, list[Finding]] = {}
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         teacher = getattr(pl_module, "teacher", None) if self.teacher else None
@@ -111,6 +115,8 @@ class AttackSuite(pl.Callback):
         if trainer.is_global_zero and not self.silent:
             get_console().print(accuracies(self.results, f"Accuracy, % [95 % interval] at {self.threat}"))
             get_console().print(costs(self.results))
+            for name, findings in self.findings.items():
+                get_console().print(report(findings, f"Is the robustness of {name} real?"))
         for state in self.states:
             state.finish()
 
@@ -126,18 +132,19 @@ class AttackSuite(pl.Callback):
         data: Images = trainer.datamodule  # type: ignore[attr-defined]
         index = data.split_index("test")
         # Test sets are often sorted by class; a part of one is a draw of it, the same for every network.
-        order = torch.randperm(len(index), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(len(index), generator=torch.Generator().manual_seed(self.settings["seed"]))
         count = trainer.world_size if trainer.fast_dev_run else self.images  # type: ignore[attr-defined]
         index = index[order[:count]]
         if len(index) < trainer.world_size:
             raise ValueError(f"{trainer.world_size} processes cannot share {len(index)} images: attack more of them.")
         shard = index[trainer.global_rank :: trainer.world_size].to(pl_module.device)
         batches = Batches(data, shard, data.eval_batch_size)
+        threat = self.threat.within(data.facts.box)
         name = "-".join(filter(None, [role, checkpoint]))
+        console = get_console() if trainer.is_global_zero and trainer.progress_bar_callback else None
 
         def run(attacks: list[Attack], title: str, top: int = 1, examples: int = 0) -> SuiteResult:
-            state = State(Path(trainer.default_root_dir).parent / UNFINISHED)
-            self.states.append(state)
+            self.states.append(State(Path(trainer.default_root_dir).parent / UNFINISHED))
             result = run_suite(
                 network,
                 batches,
@@ -146,44 +153,56 @@ class AttackSuite(pl.Callback):
                 temperature,
                 top=top,
                 examples=examples,
-                state=state,
+                state=self.states[-1],
                 title=title,
-                console=get_console() if trainer.is_global_zero and trainer.progress_bar_callback else None,
+                console=console,
                 **self.settings,
             )
             return SuiteResult.merge(gather(result, trainer.world_size))
 
-        threat = self.threat.within(data.facts.box)
+        def signed(records: Iterable[Record]) -> list[Record]:
+            return [replace(record, model=role, checkpoint=checkpoint) for record in records]
+
         result = run(self.attacks, role, self.top, len(shard) if self.keep_images else COUNT)
-        records = [replace(record, model=role, checkpoint=checkpoint) for record in result.records()]
+        gammas = {
+            attack.name: attack.gamma for attack in self.attacks if isinstance(attack, JSMA) and attack.target is None
+        }
+        records = signed([*result.records(), *reached(result, gammas)])
         self.results[role, checkpoint] = records
         prefix = "test" if role != "teacher" else "test/teacher"
         # Every process holds the same figures, so their mean is the figure.
         pl_module.log_dict({f"{prefix}/{record.metric}": record.value for record in records}, sync_dist=True)
         if trainer.is_global_zero:
             self._keep(trainer, result, records, name)
-        for number, curve in enumerate(self.curves, 1):
+        for curve in self.curves:
             points = [run([attack], f"{role} {curve.name}") for attack in curve.attacks(threat)]
-            found = [replace(list(point.records())[1], model=role, checkpoint=checkpoint) for point in points]
+            found = signed(list(point.records())[1] for point in points)
             if trainer.is_global_zero:
-                folder = Path(trainer.default_root_dir)
-                named = [replace(r, metric=f"{curve.name}: {v}") for r, v in zip(found, curve.values, strict=True)]
-                write_records(folder, named)
-                self._show(
-                    trainer,
-                    f"curve/{name}",
-                    draw(curve, records[0], found, folder / f"figures/curve-{name}-{number}.png"),
-                )
+                values = zip(found, curve.values, strict=True)
+                write_records(self._folder(trainer), [replace(r, metric=f"{curve.name}: {v}") for r, v in values])
+                path = self._folder(trainer) / "figures" / f"{curve.name} {name}.png".replace(" ", "-")
+                self._show(trainer, path.stem, draw(curve, records[0], found, path))
+        if self.diagnose and not self.silent and trainer.is_global_zero:
+            findings = diagnose(network, batches, threat, temperature, self.settings["seed"], result, console=console)
+            self.findings[name] = findings
+            path = self._folder(trainer) / f"diagnostics-{name}.json"
+            path.write_text(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
+
+    def _folder(self, trainer: pl.Trainer) -> Path:
+        return Path(trainer.default_root_dir)
 
     def _keep(self, trainer: pl.Trainer, result: SuiteResult, records: list[Record], name: str) -> None:
         """Writes files into the run's folder and sends table and pictures to W&B where it is used."""
-        folder = Path(trainer.default_root_dir)
+        folder, facts = self._folder(trainer), trainer.datamodule.facts  # type: ignore[attr-defined]
         write_records(folder, records)
         result.write(folder / "outcomes" / f"{name}.parquet")
         if self.keep_images:
             result.write_images(folder / "outcomes" / f"{name}.npz")
-        picture = example_grid(result, trainer.datamodule.facts, folder / "figures" / f"examples-{name}.png")  # type: ignore[attr-defined]
+        picture = example_grid(result, facts, folder / "figures" / f"examples-{name}.png")
         self._show(trainer, f"examples/{name}", picture)
+        for attack, success in matrices(result).items():
+            path = folder / "figures" / f"{attack} {name}.png".replace(" ", "-")
+            self._show(trainer, path.stem, success_matrix(success, facts, attack, path))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 columns = ["metric", "threat", "value", "low", "high", "n", "seconds", "forwards", "backwards"]

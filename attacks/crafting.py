@@ -91,6 +91,11 @@ def tempered(model: nn.Module, temperature: float) -> nn.Module:
     return model if temperature == 1 else Tempered(model, temperature)
 
 
+def upcast(logits: Tensor) -> Tensor:
+    """Logits in float32 at least: 16 bits hide small gains."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
 def ascend(model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """One forward and one backward pass for an objective of the logits.
 
@@ -100,8 +105,7 @@ def ascend(model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]) -
         The logits in float32 at least, (B, C); the objective of every image, (B,); its gradient, shaped like ``x``.
     """
     x = x.detach().requires_grad_()
-    logits = model(x)
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    logits = upcast(model(x))
     values = objective(logits)
     (gradient,) = torch.autograd.grad(values.sum(), x)
     return logits.detach(), values.detach(), gradient

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack
-from attacks.crafting import crafting
+from attacks.crafting import ascend, crafting
 from attacks.draws import Draws, OfficialDraws
+from attacks.objectives import Goal
 from attacks.progress import Bar
 from attacks.results import Outcome
 from attacks.state import State
@@ -34,6 +35,7 @@ class Engine:
         seed: what draws follow from, with an image's index.
         official: draw by one generator for each batch.
         bf16: search in bfloat16.
+        deterministic: whether the model gives the same at the same point.
         votes: passes whose mean probabilities judge an image.
         stop: images leave an attack as soon as they are broken.
         kept: how many of the first images' examples to keep.
@@ -47,6 +49,7 @@ class Engine:
     seed: int
     official: bool
     bf16: bool
+    deterministic: bool
     votes: int
     stop: bool
     kept: int
@@ -67,7 +70,7 @@ class Engine:
             done = self.state.read(stage, number, where)
             if done is None:
                 began = time.perf_counter()
-                done = self._attack(attack.evaluating() if self.stop else attack, x, y, index)
+                done = self._attack(attack.evaluating(self.deterministic) if self.stop else attack, x, y, index)
                 done["x_adv"] = done["x_adv"][where < self.kept]
                 done["seconds"] = np.array(time.perf_counter() - began)
                 self.state.write(stage, number, where, done)
@@ -79,12 +82,14 @@ class Engine:
         """What becomes of a batch; what only the copy took for a success is attacked again on the model itself."""
         draws = OfficialDraws(index, self.seed) if self.official else Draws(index, self.seed)
         ledger = Ledger(len(x), x.device, self.bar.watch(len(x)))
+        # A copy with batch-norm folded in knows no other mode than eval.
+        searcher = self.searcher if attack.batchnorm == "eval" else self.model
         with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            x_adv = attack(Subject(self.searcher, ledger), x, y, draws)
+            x_adv = attack(Subject(searcher, ledger), x, y, draws)
         prediction, rank = self._verdict(attack, x, x_adv, y)
-        if self.searcher is not self.model:
-            with crafting(self.searcher), torch.no_grad():
-                believed = self.searcher(x_adv).argmax(1) != y
+        if searcher is not self.model:
+            with crafting(searcher), torch.no_grad():
+                believed = searcher(x_adv).argmax(1) != y
             again = (believed & (rank == 0) & attack.allows(x_adv, x)).nonzero().squeeze(1)
             if len(again):
                 x_adv[again] = attack(Subject(self.model, ledger, again), x[again], y[again], draws[again])
@@ -129,6 +134,16 @@ def standing(batches: Sequence[Batch], stands: np.ndarray) -> Iterator[tuple[Ten
             held = [rest] if len(labels) > size else []
 
 
+def deterministic(model: nn.Module, x: Tensor, y: Tensor) -> bool:
+    """Whether a model gives the same logits and the same gradient twice, but for rounding."""
+    with crafting(model):
+        passes = [ascend(model, x, Goal("margin", y)) for _ in range(2)]
+    return all(
+        torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(one.abs().amax()))
+        for one, other in zip(*passes, strict=True)
+    )
+
+
 def check(x: Tensor, threat: Threat, whose: str) -> None:
     """Raises ValueError for images that are no floats in the box."""
     low, high = threat.bounds
@@ -148,6 +163,7 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, votes: int = 1) -> tuple[Tenso
         model: maps images to logits.
         x: images.
         y: true classes.
+        deterministic: whether the model gives the same at the same point.
         votes: passes whose mean probabilities decide.
 
     Raises:

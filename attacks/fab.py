@@ -104,8 +104,9 @@ class FAB(MinimumNorm):
 
     def _length(self, change: Tensor) -> Tensor:
         """The norm of every image's change, with its dimensions: (..., 1)."""
-        order = torch.inf if self._norm == "linf" else 2
-        return torch.linalg.vector_norm(change, ord=order, dim=-1, keepdim=True)
+        if self._norm == "linf":  # vector_norm takes six times as long
+            return change.abs().amax(-1, keepdim=True)
+        return torch.linalg.vector_norm(change, dim=-1, keepdim=True)
 
     def _start(self, x: Tensor, nearest: Tensor, draws: Draws) -> Tensor:
         """A random point at half the distance of what is known, clamped to the box."""
@@ -157,7 +158,7 @@ class FAB(MinimumNorm):
             closer = broken & (reached < distance[rows])
             nearest[rows[closer]] = x_adv[closer].view(-1, *shape)
             distance[rows[closer]] = reached[closer]
-            x_adv = torch.where(broken[:, None], x + BETA * delta, x_adv)
+            x_adv = torch.lerp(x_adv, x, (1 - BETA) * broken[:, None].to(x.dtype))
             leaves = closer.clone()
             leaves[closer] = self.settled(nearest[rows[closer]], x[closer].view(-1, *shape))
             if leaves.any():

@@ -11,6 +11,33 @@ from networks import Facts
 COUNT = 8  # images in a figure
 
 
+def success_matrix(success: np.ndarray, facts: Facts, title: str, path: Path) -> Path:
+    """Draws the share of images of each class (row) that an attack led to each other class (column).
+
+    Args:
+        success: shares (C, C); NaN where there is nothing to say, such as on the diagonal.
+        facts: the dataset's, for the classes' names.
+        title: the attack.
+        path: of the picture.
+    """
+    count = len(success)
+    names = list(facts.names) or [str(number) for number in range(count)]
+    figure = Figure(figsize=(1.6 + 0.45 * count, 1.2 + 0.42 * count), layout="constrained")
+    ax = figure.subplots()
+    shown = ax.imshow(100 * success, vmin=0, vmax=100, cmap="Blues")
+    for row, column in zip(*np.nonzero(~np.isnan(success)), strict=True):
+        share = success[row, column]
+        ink = "white" if share > 0.6 else "black"
+        ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    ax.set_xticks(range(count), names, rotation=90 if facts.names else 0)
+    ax.set_yticks(range(count), names)
+    ax.set(xlabel="target class", ylabel="source class", title=title)
+    figure.colorbar(shown, ax=ax, label="success, %", shrink=0.8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
 def example_grid(result: SuiteResult, facts: Facts, path: Path) -> Path | None:
     """Draws a few images: a row of clean ones, then for each attack the adversarial ones and the difference.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack
-from attacks.crafting import BatchNorm, ascend, narrow
+from attacks.crafting import BatchNorm, ascend, narrow, upcast
 from attacks.draws import Draws
 from attacks.objectives import Goal, Loss, check_loss, likely_others
 from attacks.threat import Radius, Threat
@@ -120,7 +120,7 @@ class PGD(Attack):
     @property
     def budget(self) -> int:
         runs = self.restarts * max(self.targets, 1)
-        return runs * (self.steps + (runs > 1))
+        return runs * (self.steps + (runs > 1)) + bool(self.targets)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         def climb(kept: Tensor, number: int, goal: Goal) -> Tensor:
@@ -137,7 +137,7 @@ class PGD(Attack):
             logits, _, gradient = ascend(model, x_adv, goal)
             if self.early_stop:
                 leaves = goal.broken(logits)
-                if step:
+                if step and self.deterministic:
                     leaves |= (x_adv == anchor).flatten(1).all(1)
                 if leaves.any():
                     result[rows[leaves]] = x_adv[leaves]
@@ -226,7 +226,7 @@ def in_turn(model: nn.Module, x: Tensor, goal: Goal, attempts: int, attempt: Cal
         if attempts == 1:
             return tried
         with torch.no_grad():
-            logits = narrow(model, stands)(tried).float()
+            logits = upcast(narrow(model, stands)(tried))
         left = goal[stands]
         broken, reached = left.broken(logits), left(logits).to(value.dtype)
         better = broken | (reached > value[stands])

@@ -99,7 +99,7 @@ class Square(Attack):
                 result[rows[broken]] = best[broken]
                 stays = (~broken).nonzero().squeeze(1)
                 if not len(stays):
-                    return result
+                    return result.view(shape)
                 model, goal, rows, value = narrow(model, stays), goal[stays], rows[stays], value[stays]
                 x, best, draws, block = x[stays], best[stays], draws[stays], block[stays]
             side = grid.side(self.p_init / 2 ** sum(query > mark for mark in HALVINGS), least=1 if linf else 3)
@@ -122,7 +122,7 @@ class Square(Attack):
             else:
                 best = torch.where(better[:, None], tried, best)
         result[rows] = best
-        return result
+        return result.view(shape)
 
     def _stripes(self, x: Tensor, grid: "Grid", draws: Draws) -> Tensor:
         """A sign per channel and column, times eps."""
@@ -134,10 +134,9 @@ class Square(Attack):
         """Patterns side by side, five along the shorter edge where it is long enough; per channel and tile a sign."""
         side = max(min(grid.height, grid.width) // 5, 1)
         down, across = grid.height // side, grid.width // side
-        upright = _pattern(side, x)
-        turned = draws.uniform((1, down, across)) < 0.5
+        turned = (draws.uniform((1, down, across)) < 0.5).long()
         signs = _signs(draws.uniform((grid.channels, down, across))).to(x.dtype)
-        tiles = torch.where(turned[..., None, None], upright.T, upright) * signs[..., None, None]
+        tiles = grid.pattern(side)[turned] * signs[..., None, None]
         delta = x.new_zeros(len(x), grid.channels, grid.height, grid.width)
         top, left = (grid.height - down * side) // 2, (grid.width - across * side) // 2
         patterns = tiles.transpose(3, 4).reshape(len(x), grid.channels, down * side, across * side)
@@ -160,8 +159,7 @@ class Square(Attack):
         other = delta.gather(1, wiped).view(by_channel)
         delta.scatter_(1, wiped, 0.0)
         freed = old.square().sum(2, keepdim=True) + other.square().sum(2, keepdim=True)
-        upright = _pattern(side, x)
-        pattern = torch.where(drawn[:, 4, None] < 0.5, upright.T.reshape(1, -1), upright.reshape(1, -1))
+        pattern = grid.pattern(side).flatten(1)[(drawn[:, 4] < 0.5).long()]
         new = _signs(drawn[:, 5:]).to(x.dtype)[:, :, None] * pattern[:, None]
         if side > 1:
             new = new + old / old.norm(dim=2, keepdim=True).clamp_min(1e-12)
@@ -171,51 +169,54 @@ class Square(Attack):
 
 
 class Grid:
-    """Where the pixels of a flat image are."""
+    """Where the pixels of flat images are, and what windows of one size after another have in common."""
 
     def __init__(self, x: Tensor) -> None:
         self.height, self.width = x.shape[-2:] if x.dim() > 3 else (1, 1)
-        self.channels = x[0].numel() // (self.height * self.width)
-        self.device = x.device
-        self._offsets = torch.empty(0)
-        self._side = 0
+        self.channels = math.prod(x.shape[1:]) // (self.height * self.width)
+        self.like = x.new_empty(0)
+        self._side, self._offsets, self._pattern = 0, self.like, self.like
 
     def side(self, share: float, least: int) -> int:
-        """The edge of a square window of this share of the image, at least ``least`` and odd where that is 3."""
+        """The edge of a square window of this share of the image; odd, like ``least``, where that is 3."""
         side = max(round(math.sqrt(share * self.height * self.width)), least)
         side += least == 3 and side % 2 == 0
         return min(side, self.height, self.width)
 
     def window(self, drawn: Tensor, side: int) -> Tensor:
-        """The places of the pixels of a window at a position that follows from two uniform draws (B, 2).
+        """The places of the pixels of windows at positions that follow from two uniform draws, (B, 2).
 
         Returns:
             int64 (B, channels * side * side), for gather and scatter.
         """
-        if side != self._side:
-            rows, columns = torch.arange(side, device=self.device)[:, None], torch.arange(side, device=self.device)
-            planes = torch.arange(self.channels, device=self.device)[:, None, None]
-            self._offsets = ((planes * self.height + rows) * self.width + columns).flatten()
-            self._side = side
+        self._measure(side)
         top = (drawn[:, :1] * (self.height - side + 1)).long()
         left = (drawn[:, 1:] * (self.width - side + 1)).long()
         return top * self.width + left + self._offsets
 
+    def pattern(self, side: int) -> Tensor:
+        """The l2 pattern with its peak above its trough, and with the two side by side: (2, side, side)."""
+        self._measure(side)
+        return self._pattern
 
-def _signs(drawn: Tensor) -> Tensor:
-    """Uniform draws from [0, 1) as signs."""
-    return torch.where(drawn < 0.5, -1.0, 1.0)
+    def _measure(self, side: int) -> None:
+        if side != self._side:
+            pixel = torch.arange(side, device=self.like.device)
+            plane = torch.arange(self.channels, device=self.like.device)[:, None, None]
+            self._offsets = ((plane * self.height + pixel[:, None]) * self.width + pixel).flatten()
+            upright = peak_and_trough(side, self.like)
+            self._side, self._pattern = side, torch.stack([upright, upright.T])
 
 
-def _pattern(side: int, like: Tensor) -> Tensor:
-    """A peak above a trough, of unit length: (side, side) (eq. 3 and the lines after it).
+def peak_and_trough(side: int, like: Tensor) -> Tensor:
+    """The l2 pattern, of unit length, in the dtype and on the device of ``like``: (side, side).
 
     A half of h rows and w columns has its peak of ``sum_{k <= n} 1 / (k + 1)^2`` at (h // 2, w // 2), with
-    ``n = max(h // 2, w // 2)``; the terms up to k = r - 1 are missing r pixels away (in the larger coordinate).
+    ``n = max(h // 2, w // 2)``; r pixels away, in the larger coordinate, the terms of k < r are missing.
     """
     halves = []
     for height in (side // 2, side - side // 2):
-        terms = 1 / torch.arange(1, max(height // 2, side // 2) + 2, device=like.device, dtype=like.dtype) ** 2
+        terms = 1 / torch.arange(1, side // 2 + 2, device=like.device, dtype=like.dtype) ** 2
         heights = terms.flip(0).cumsum(0).flip(0)
         rows = (torch.arange(height, device=like.device) - height // 2).abs()
         columns = (torch.arange(side, device=like.device) - side // 2).abs()
@@ -223,3 +224,8 @@ def _pattern(side: int, like: Tensor) -> Tensor:
         halves.append(half / half.norm().clamp_min(1e-12))
     pattern = torch.cat([halves[0], -halves[1]])
     return pattern / pattern.norm()
+
+
+def _signs(drawn: Tensor) -> Tensor:
+    """Uniform draws from [0, 1) as signs."""
+    return torch.where(drawn < 0.5, -1.0, 1.0)

@@ -39,16 +39,17 @@ class Subject(RowWise):
 
     def forward(self, x: Tensor) -> Tensor:
         share = len(x) / max(len(self.rows), 1)
-        self.ledger.forwards[self.rows] += share
+        self._count(self.ledger.forwards, share)
         if self.ledger.watch is not None:
             self.ledger.watch(self.ledger)
         logits = self.model(x)
         if logits.requires_grad:
-            logits.register_hook(lambda _: self._count_backward(share))
+            logits.register_hook(lambda _: self._count(self.ledger.backwards, share))
         return logits
 
-    def _count_backward(self, share: float) -> None:
-        self.ledger.backwards[self.rows] += share
+    def _count(self, passes: Tensor, share: float) -> None:
+        # An image may be there more than once: led to several classes at a time, say.
+        passes.index_add_(0, self.rows, torch.full_like(self.rows, share, dtype=passes.dtype))
 
     def narrowed(self, kept: Tensor) -> nn.Module:
         return Subject(self.model, self.ledger, self.rows[kept])

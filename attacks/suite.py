@@ -11,7 +11,7 @@ from torch import nn
 
 from attacks.autoattack import AutoAttack
 from attacks.base import Attack
-from attacks.engine import Batch, Engine, unmoved
+from attacks.engine import Batch, Engine, deterministic, unmoved
 from attacks.prepare import prepared
 from attacks.progress import Bar
 from attacks.results import CLEAN, Outcome, SuiteResult
@@ -34,11 +34,9 @@ def resolve(attacks: Sequence[Attack], threat: Threat, temperature: float) -> di
     """
     resolved: dict[str, Attack] = {}
     for given in attacks:
-        attack = given.under(threat)
-        if isinstance(attack, Strong):
-            attack = attack.at(temperature)
-            if attack.temperature == 1:
-                continue
+        attack = given.under(threat).at(temperature)
+        if isinstance(attack, Strong) and attack.temperature == 1:
+            continue
         name = given.name if str(attack.threat) == str(threat) else f"{given.name} {attack.threat}"
         if name in resolved:
             raise ValueError(f"The suite holds {name} more than once; each attack of a suite needs a name of its own.")
@@ -113,11 +111,12 @@ def run_suite(
             state,
             bar,
             seed,
-            rng == "official",
-            precision == "bf16",
-            votes,
-            top == 1,
-            examples,
+            official=rng == "official",
+            bf16=precision == "bf16",
+            deterministic=votes == 1 and deterministic(model, *batches[0][:2]),
+            votes=votes,
+            stop=top == 1,
+            kept=examples,
         )
         for name, attack in named.items():
             parts = attack.parts if isinstance(attack, AutoAttack) else [attack]

@@ -140,8 +140,12 @@ class Threat:
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """How far each image has moved, in this norm: shape (B,)."""
-        order = float("inf") if self.norm == "linf" else 2
-        return torch.linalg.vector_norm((x_adv - x).flatten(1), ord=order, dim=1)
+        return self.length(x_adv - x)
+
+    def length(self, delta: Tensor) -> Tensor:
+        """How long each image's perturbation is, in this norm: shape (B,)."""
+        delta = delta.flatten(1)
+        return delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
 
 
 # Otherwise jsonargparse cannot change a regime on the command line while keeping the attack of its config.

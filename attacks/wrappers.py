@@ -1,5 +1,6 @@
 """Attacks made of another attack: at a temperature, in expectation over a model's noise, from another model."""
 
+import copy
 from pathlib import Path
 from typing import Self
 
@@ -39,9 +40,14 @@ class Wrapper(Attack):
         wrapper.attack = self.attack.resized(eps)
         return wrapper
 
-    def evaluating(self) -> Self:
-        wrapper = super().evaluating()
-        wrapper.attack = self.attack.evaluating()
+    def at(self, temperature: float) -> Self:
+        wrapper = copy.copy(self)
+        wrapper.attack = self.attack.at(temperature)
+        return wrapper
+
+    def evaluating(self, deterministic: bool = True) -> Self:
+        wrapper = super().evaluating(deterministic)
+        wrapper.attack = self.attack.evaluating(deterministic)
         return wrapper
 
 
@@ -64,9 +70,10 @@ class Strong(Wrapper):
     def name(self) -> str:
         return f"{self.attack.name} strong" + ("" if self.temperature is None else f" T={self.temperature:g}")
 
-    def at(self, temperature: float) -> "Strong":
-        """The same with a temperature filled in where none is given."""
-        return self if self.temperature is not None else Strong(self.attack, temperature)
+    def at(self, temperature: float) -> Self:
+        strong = super().at(temperature)
+        strong.temperature = temperature if self.temperature is None else self.temperature
+        return strong
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         if self.temperature is None:
@@ -84,7 +91,8 @@ class Expected(RowWise):
         self.samples = samples
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.model(x.repeat(self.samples, *[1] * (x.dim() - 1)))
+        rows = torch.arange(len(x), device=x.device).repeat(self.samples)
+        logits = narrow(self.model, rows)(x[rows])
         return logits.unflatten(0, (self.samples, len(x))).mean(0)
 
     def narrowed(self, kept: Tensor) -> nn.Module:
@@ -115,6 +123,9 @@ class EOT(Wrapper):
     def budget(self) -> int | None:
         return None if self.attack.budget is None else self.attack.budget * self.samples
 
+    def evaluating(self, deterministic: bool = True) -> Self:
+        return super().evaluating(False)
+
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         return self.attack.perturb(Expected(model, self.samples), x, y, draws)
 
@@ -127,11 +138,12 @@ class Transfer(Wrapper):
     Args:
         attack: the attack to run on the source.
         source: a checkpoint of a run of ours, or a module that maps the same images to the same classes.
+        label: what tables call the source.
     """
 
-    def __init__(self, attack: Attack, source: str | Path | nn.Module) -> None:
+    def __init__(self, attack: Attack, source: str | Path | nn.Module, label: str = "another model") -> None:
         super().__init__(attack)
-        self.label = "a module" if isinstance(source, nn.Module) else Path(source).name
+        self.label = label
         self.source = source if isinstance(source, nn.Module) else load_network(str(source)).network
 
     @property
@@ -142,10 +154,10 @@ class Transfer(Wrapper):
     def budget(self) -> int | None:
         return None
 
-    def evaluating(self) -> Self:
+    def evaluating(self, deterministic: bool = True) -> Self:
         return self
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         source = self.source.to(x.device)
-        with crafting(source, self.batchnorm), torch.enable_grad():
+        with crafting(source, self.batchnorm):
             return self.attack.perturb(source, x, y, draws)

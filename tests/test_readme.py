@@ -44,7 +44,7 @@ def test_example_runs(number, tmp_path, monkeypatch):
     cli = main([*shlex.split(command), *trial, "--data.batch_size", "2"])
     assert cli.trainer.state.finished
     if name == "my_attack.py":
-        assert "test/noise" in cli.trainer.callback_metrics
+        assert "test/random corner" in cli.trainer.callback_metrics
     sys.modules.pop(Path(name).stem, None)
 
 

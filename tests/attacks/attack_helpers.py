@@ -1,20 +1,28 @@
 """Models whose answers are known in closed form, and a small real network in which everything can go wrong."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import attacks
-from attacks import Attack, Draws, Strong, Threat
+from attacks import APGD, FGSM, PGD, Attack, Draws, MinimumNorm, Threat
 
 # Every attack that the package exports: one that is added later is held to the same contract.
 ATTACKS = [
     found
     for name in sorted(attacks.__all__)
-    if isinstance(found := getattr(attacks, name), type) and issubclass(found, Attack) and found is not Attack
+    if isinstance(found := getattr(attacks, name), type) and issubclass(found, Attack) and not inspect.isabstract(found)
 ]
+# Those that stay inside a ball.
+FIXED_RADIUS = [attack for attack in ATTACKS if not issubclass(attack, MinimumNorm)]
+
+# What a test spends at most, where an attack's constructor has such a parameter; and what lets so few steps arrive.
+BUDGET = {"steps": 10, "search_steps": 2, "queries": 30, "samples": 3, "temperature": 5.0}
+BUDGET |= {"gamma": 1.0, "lr": 0.2, "initial_c": 10.0}
 
 
 class TwoClasses(nn.Module):
@@ -27,6 +35,17 @@ class TwoClasses(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z = self.scale * (x.flatten(1) @ self.weight + self.bias)
         return torch.stack([torch.zeros_like(z), z], 1)
+
+
+class Linear(nn.Module):
+    """Logits ``W x + b`` of as many classes as there are rows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T + self.bias
 
 
 class Network(nn.Module):
@@ -44,11 +63,57 @@ class Network(nn.Module):
         return self.head(self.body(self.frozen_bn(self.bn(self.conv(x)))).mean((2, 3)))
 
 
-def build(attack: type[Attack], threat: Threat, batchnorm: str = "eval") -> Attack:
-    """An attack of this class; Strong needs another to strengthen."""
-    if attack is Strong:
-        return Strong(attacks.PGD(threat, steps=3, restarts=2, batchnorm=batchnorm), 5.0)
-    return attack(threat, batchnorm=batchnorm)
+def classifier(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0, classes: int = 4) -> nn.Module:
+    """A fixed non-linear network on inputs of any shape."""
+    generator = torch.Generator().manual_seed(seed)
+    count = torch.Size(shape).numel()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(count, 9), nn.Tanh(), nn.Linear(9, classes)).to(dtype)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, 0, 1.5 / parameter.shape[-1] ** 0.5, generator=generator)
+    return model
+
+
+def two_classes(
+    shape: tuple[int, ...] = (3, 4, 4), scale: float = 1.0, size: int = 6
+) -> tuple[TwoClasses, Tensor, Tensor]:
+    """A two-class linear model in float64, images away from the box's edges, and the class of each."""
+    generator = torch.Generator().manual_seed(3)
+    count = torch.Size(shape).numel()
+    model = TwoClasses(torch.randn(count, generator=generator, dtype=torch.float64), scale=scale)
+    x = 0.3 + 0.4 * torch.rand(size, *shape, generator=generator, dtype=torch.float64)
+    model.bias = -float((x.flatten(1) @ model.weight.detach()).median()) + 0.01
+    return model, x, model(x).argmax(1)
+
+
+def build(
+    attack: type[Attack], threat: Threat | None, batchnorm: str = "eval", source: nn.Module | None = None
+) -> Attack:
+    """An attack of this class that costs little.
+
+    Args:
+        attack: a class of ``ATTACKS``; one that is made of others gets some.
+        threat: its threat model.
+        batchnorm: its batch-norm mode, or that of the attacks that it is made of.
+        source: what an attack that crafts on another model crafts on. With the attacked model itself it must do all
+            that other attacks do.
+    """
+    takes = inspect.signature(attack).parameters
+    given: dict[str, Any] = {name: value for name, value in BUDGET.items() if name in takes}
+    if "attack" in takes:
+        given["attack"] = PGD(threat, steps=3, restarts=2, batchnorm=batchnorm)
+    if "attacks" in takes:
+        several = {"batchnorm": batchnorm, "steps": 3}
+        given["attacks"] = [FGSM(batchnorm=batchnorm), APGD(**several), APGD(loss="margin", targets=2, **several)]
+    if "source" in takes:
+        given["source"] = source
+    given |= {name: value for name, value in {"threat": threat, "batchnorm": batchnorm}.items() if name in takes}
+    return attack(**given)
+
+
+def broken(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Which images are classified otherwise than they are labelled: bool (B,)."""
+    with torch.no_grad():
+        return model(x).argmax(1) != y
 
 
 def draws(count: int, seed: int = 0) -> Draws:

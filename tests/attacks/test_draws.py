@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from attacks.draws import GOLDEN, Draws, _mix
+from attacks.draws import GOLDEN, Draws, OfficialDraws, _mix
 
 
 def test_finaliser_gives_the_published_first_output_of_splitmix64() -> None:
@@ -94,3 +94,46 @@ def test_fresh_draws_follow_the_global_generator() -> None:
     torch.manual_seed(0)
     assert draw().equal(first)
     assert not first.equal(second)
+
+
+def test_a_numbered_stream_does_not_depend_on_what_was_drawn_before() -> None:
+    fresh, spent = Draws(torch.arange(5), (1, 2)), Draws(torch.arange(5), (1, 2))
+    spent.uniform((9,))
+    first = fresh.stream(3).uniform((4,))
+    assert spent.stream(3).uniform((4,)).equal(first)
+    assert Draws(torch.arange(5), (1, 2, 3)).uniform((4,)).equal(first)
+    assert not fresh.stream(4).uniform((4,)).equal(first)
+    assert not fresh.uniform((4,)).equal(first)
+
+
+# --- the draws of the authors' AutoAttack ---
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_official_draws_are_torchs_after_its_seed(seed) -> None:
+    draws = OfficialDraws(torch.arange(6), seed)
+    found = [draws.uniform((1, 2, 3)), draws.normal((4,)), draws.uniform((5,), -1.0, 1.0), draws.integers(3)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        assert found[0].equal(torch.rand(6, 1, 2, 3))
+        assert found[1].equal(torch.randn(6, 4))
+        assert found[2].equal(2 * torch.rand(6, 5) - 1)
+        assert found[3].equal((torch.rand(6).double() * 3).long())
+
+
+def test_official_draws_of_a_part_go_on_with_the_same_generator() -> None:
+    draws = OfficialDraws(torch.arange(6), 0)
+    found = [draws.uniform((2,)), draws[torch.tensor([4, 1])].uniform((2,)), draws.stream(5)[:3].normal((2,))]
+    found.append(draws.uniform((2,)))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = [torch.rand(6, 2), torch.rand(2, 2), torch.randn(3, 2), torch.rand(6, 2)]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.equal(theirs)
+    assert draws[torch.tensor([4, 1])].index.tolist() == [4, 1]
+
+
+def test_official_draws_leave_torchs_generator_alone() -> None:
+    before = torch.get_rng_state()
+    OfficialDraws(torch.arange(6), 0).uniform((3,))
+    assert torch.get_rng_state().equal(before)

@@ -1,0 +1,1 @@
+"""Benchmarks against other implementations; the product depends on none of them."""
