@@ -176,8 +176,9 @@ class AttackSuite(pl.Callback):
             self._keep(trainer, result, records, name)
         for curve in self.curves:
             points = [run([attack], f"{role} {curve.name}") for attack in curve.attacks(threat)]
-            found = signed(list(point.records())[1] for point in points)
-            if trainer.is_global_zero:
+            # Of an attack in parts the whole; a strong attack on a network trained at T = 1 is none.
+            found = signed(record for point in points for record in point.records() if record.metric in point.radii)
+            if trainer.is_global_zero and found:
                 values = zip(found, curve.values, strict=True)
                 write_records(self._folder(trainer), [replace(r, metric=f"{curve.name}: {v}") for r, v in values])
                 path = self._folder(trainer) / "figures" / f"{curve.name} {name}.png".replace(" ", "-")

@@ -25,6 +25,8 @@ class Curve:
             raise ValueError("A curve goes over eps or over steps: give one list of values.")
         if steps is not None and not hasattr(attack, "steps"):
             raise ValueError(f"{attack.name} has no steps to vary: give its curve a list of eps.")
+        if steps is not None and min(steps) < 1:
+            raise ValueError(f"An attack makes at least 1 step, got {min(steps)}.")
         self.attack = attack
         self.over = "eps" if steps is None else "steps"
         self.values: Sequence[float] = [Radius(value) for value in eps] if eps else list(steps or ())

@@ -121,7 +121,7 @@ class DeepFool(MinimumNorm):
 
         Args:
             gaps: every candidate's logit less the predicted class's, (B, k), a function of ``x``.
-            slopes: the dual norms of the gaps' gradients when last looked at, 0 where never, (B, k); brought up to date.
+            slopes: the dual norms of the gaps' gradients when last looked at, 0 where never, (B, k); updated.
             x: the iterates.
 
         Returns:

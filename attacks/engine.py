@@ -1,6 +1,7 @@
 """What runs one attack over a test set: batches of the images that stand, a confirmed verdict on each, its cost."""
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -86,10 +87,10 @@ class Engine:
         searcher = self.searcher if attack.batchnorm == "eval" else self.model
         with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             x_adv = attack(Subject(searcher, ledger), x, y, draws)
-        prediction, rank = self._verdict(attack, x, x_adv, y)
-        if searcher is not self.model:
             with crafting(searcher), torch.no_grad():
                 believed = searcher(x_adv).argmax(1) != y
+        prediction, rank = self._verdict(attack, x, x_adv, y)
+        if searcher is not self.model or self.bf16:
             again = (believed & (rank == 0) & attack.allows(x_adv, x)).nonzero().squeeze(1)
             if len(again):
                 x_adv[again] = attack(Subject(self.model, ledger, again), x[again], y[again], draws[again])
@@ -126,7 +127,7 @@ def standing(batches: Sequence[Batch], stands: np.ndarray) -> Iterator[tuple[Ten
         left = torch.from_numpy(stands[where.numpy()])
         if left.any():
             chosen = left.to(x.device)
-            held.append((x[chosen], y[chosen], index[chosen], where[left]))
+            held.append((x[chosen], y[chosen].long(), index[chosen], where[left]))
         while sum(len(part[1]) for part in held) >= size or (offset == len(stands) and held):
             images, labels, indices, positions = (torch.cat(part) for part in zip(*held, strict=True))
             yield images[:size], labels[:size], indices[:size], positions[:size].numpy()
@@ -135,9 +136,10 @@ def standing(batches: Sequence[Batch], stands: np.ndarray) -> Iterator[tuple[Ten
 
 
 def deterministic(model: nn.Module, x: Tensor, y: Tensor) -> bool:
-    """Whether a model gives the same logits and the same gradient twice, but for rounding."""
+    """Whether a model gives the same logits and the same gradient, if it has one, twice, but for rounding."""
     with crafting(model):
-        passes = [ascend(model, x, Goal("margin", y)) for _ in range(2)]
+        differentiable = model(x.requires_grad_()).requires_grad
+        passes = [ascend(model, x, Goal("margin", y)) if differentiable else (model(x),) for _ in range(2)]
     return all(
         torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(one.abs().amax()))
         for one, other in zip(*passes, strict=True)
@@ -163,7 +165,6 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, votes: int = 1) -> tuple[Tenso
         model: maps images to logits.
         x: images.
         y: true classes.
-        deterministic: whether the model gives the same at the same point.
         votes: passes whose mean probabilities decide.
 
     Raises:
@@ -171,14 +172,18 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, votes: int = 1) -> tuple[Tenso
     """
     with crafting(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         passes = [model(x) for _ in range(votes)]
+    if passes[0].dim() != 2 or len(passes[0]) != len(x):
+        raise ValueError(f"The model gives {tuple(passes[0].shape)} for {len(x)} images, expected (images, classes).")
     logits = passes[0] if votes == 1 else torch.stack([z.softmax(1) for z in passes]).mean(0)
-    if logits.dim() != 2 or len(logits) != len(x):
-        raise ValueError(f"The model gives {tuple(logits.shape)} for {len(x)} images, expected (images, classes).")
     if not logits.isfinite().all():
         raise ValueError("The model returned logits that are not finite, so its predictions mean nothing.")
     if y.is_floating_point() or y.amin() < 0 or y.amax() >= logits.shape[1]:
         raise ValueError(
             f"Labels are {y.dtype} from {y.amin()} to {y.amax()}, but the model has {logits.shape[1]} classes."
+        )
+    if votes == 1 and logits.amin() >= 0 and (logits.sum(1) - 1).abs().amax() < 1e-4:
+        warnings.warn(
+            "The model returns what looks like probabilities; attacks need logits: remove its softmax.", stacklevel=1
         )
     prediction = logits.argmax(1)
     before = (logits > logits.gather(1, y[:, None])).sum(1)
@@ -191,8 +196,12 @@ def unmoved(model: nn.Module, batches: Sequence[Batch], threat: Threat, votes: i
     began = time.perf_counter()
     judged = []
     for x, y, _ in batches:
+        if y.shape != (len(x),):
+            raise ValueError(f"There are labels {tuple(y.shape)} for {len(x)} images, expected one for each.")
+        if not len(x):
+            continue
         check(x, threat, "Images")
-        judged.append(judge(model, x, y, votes))
+        judged.append(judge(model, x, y if y.is_floating_point() else y.long(), votes))
     prediction, rank = (torch.cat(part).cpu().numpy() for part in zip(*judged, strict=True))
     n = len(rank)
     still, passes = np.zeros((3, n)), np.full(n, float(votes))

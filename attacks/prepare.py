@@ -39,20 +39,20 @@ def prepared(model: nn.Module, x: Tensor) -> nn.Module:
 def _folded(model: nn.Module) -> nn.Module:
     """A traced model with every batch-norm that directly follows a convolution of its own folded into it."""
     traced = fx.symbolic_trace(model)
-    modules = dict(traced.named_modules())
     called = [node.target for node in traced.graph.nodes if node.op == "call_module"]
     for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[node.target], BATCH_NORMS):
+        if node.op != "call_module" or not isinstance(norm := traced.get_submodule(str(node.target)), BATCH_NORMS):
             continue
         before = node.args[0]
-        alone = isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1
-        if not alone or not isinstance(modules[before.target], CONVOLUTIONS):
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
-        norm = modules[node.target]
-        if norm.running_mean is None or called.count(before.target) > 1 or called.count(node.target) > 1:
+        convolution = traced.get_submodule(str(before.target))
+        if not isinstance(convolution, CONVOLUTIONS) or norm.running_mean is None:
             continue
-        parent, _, name = before.target.rpartition(".")
-        setattr(traced.get_submodule(parent), name, fuse_conv_bn_eval(modules[before.target], norm))
+        if called.count(before.target) > 1 or called.count(node.target) > 1:
+            continue
+        parent, _, name = str(before.target).rpartition(".")
+        setattr(traced.get_submodule(parent), name, fuse_conv_bn_eval(convolution, norm))
         node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
     traced.recompile()

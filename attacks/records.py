@@ -71,10 +71,13 @@ def share(metric: str, successes: int, n: int, seconds: float, threat: str = "")
 
 
 def mean(metric: str, values: np.ndarray, unit: str, seconds: float) -> Record:
-    """The record of a mean over images, with the 95 % interval of Student's t (the mean itself for one image)."""
+    """The record of a mean over images, with the 95 % interval of Student's t (the mean itself for one image).
+
+    Lengths and shares are meant: no interval begins below 0.
+    """
     average, n = float(values.mean()), len(values)
     half = float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
-    return Record(metric, average, n, average - half, average + half, round(seconds, 3), unit=unit)
+    return Record(metric, average, n, max(0.0, average - half), average + half, round(seconds, 3), unit=unit)
 
 
 def write_records(folder: Path, records: Sequence[Record]) -> None:

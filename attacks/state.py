@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack
@@ -36,8 +38,11 @@ class State:
         """What became of a batch's images, at these positions; None where it is not done yet."""
         if self.folder is None or not (path := self._path(self.folder, stage, batch)).exists():
             return None
-        with np.load(path) as file:
-            done = dict(file)
+        try:
+            with np.load(path) as file:
+                done = dict(file)
+        except (EOFError, OSError, ValueError, BadZipFile):
+            return None  # cut short when the machine went down: that batch is attacked again
         # Other positions would mean that an earlier stage was redone otherwise.
         return done if np.array_equal(done.pop("where"), where) else None
 
@@ -66,7 +71,9 @@ def fingerprint(
     settings: tuple[Any, ...],
 ) -> str:
     """A key of all that decides a suite's result: weights, images and how they are batched, attacks, settings."""
-    digest = hashlib.sha256(repr((type(model).__qualname__, weights_hash(model), settings)).encode())
+    digest = hashlib.sha256(repr((repr(model), weights_hash(model), settings)).encode())
+    for name, buffer in model.named_buffers():  # those that are not saved decide the logits too
+        digest.update(name.encode() + buffer.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     digest.update(repr({name: _described(attack) for name, attack in attacks.items()}).encode())
     for batch in batches:
         for tensor in batch:

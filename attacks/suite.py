@@ -44,6 +44,7 @@ def resolve(attacks: Sequence[Attack], threat: Threat, temperature: float) -> di
     return resolved
 
 
+@torch.inference_mode(False)  # under it no tensor may be differentiated
 def run_suite(
     model: nn.Module,
     batches: Sequence[Batch],
@@ -102,7 +103,8 @@ def run_suite(
     state = state or State(None)
     state.open(fingerprint(model, batches, named, (seed, rng, precision, votes, top, examples)))
     result = SuiteResult(index, label, {CLEAN: clean}, {}, index[:examples], {CLEAN: shown}, top)
-    searcher = prepared(model, batches[0][0])
+    x, y, _ = next(batch for batch in batches if len(batch[1]))
+    searcher = prepared(model, x)
     with Bar(title, len(label), console) as bar:
         engine = Engine(
             model,
@@ -113,17 +115,21 @@ def run_suite(
             seed,
             official=rng == "official",
             bf16=precision == "bf16",
-            deterministic=votes == 1 and deterministic(model, *batches[0][:2]),
+            deterministic=votes == 1 and deterministic(model, x.clone(), y.clone().long()),
             votes=votes,
             stop=top == 1,
             kept=examples,
         )
+        stage = 0
         for name, attack in named.items():
             parts = attack.parts if isinstance(attack, AutoAttack) else [attack]
             before, spent = replace(clean, images=shown), []
             for number, part in enumerate(parts, 1):
                 called = name if number == len(parts) else f"{name} after {part.name}"
-                before = engine.run(part, before, f"{len(result.outcomes):03d}", called)
+                while called in result.outcomes:
+                    called += " again"
+                stage += 1
+                before = engine.run(part, before, f"{stage:03d}", called)
                 spent.append(before)
                 result.outcomes[called] = replace(before, images=None)
             result.outcomes[name] = replace(_whole(spent), images=None)

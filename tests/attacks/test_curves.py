@@ -96,7 +96,6 @@ def test_a_curve_over_the_steps_of_an_attack_without_any_is_refused(attack):
         Curve(attack, steps=[1, 2])
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="taken, and divided by in the attack")
 @pytest.mark.parametrize("steps", [0, -1])
 def test_steps_below_one_are_refused(steps):
     with pytest.raises(ValueError, match="step"):

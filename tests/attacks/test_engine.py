@@ -97,7 +97,6 @@ def test_an_attack_in_parts_costs_the_sum_of_its_parts():
     assert whole.outcomes[name].seconds > whole.outcomes[f"{name} after noise x2"].seconds > 0
 
 
-@pytest.mark.xfail(strict=True, reason="the worst case adds the parts' seconds to those of the whole")
 def test_the_worst_case_took_as_long_as_the_attacks_together(model):
     def slow(x):
         time.sleep(0.05)
@@ -108,7 +107,6 @@ def test_the_worst_case_took_as_long_as_the_attacks_together(model):
     assert by_metric(result)["worst case"].seconds == pytest.approx(expected, abs=0.002)
 
 
-@pytest.mark.xfail(strict=True, reason="parts of one name share a row, and then the state's file of another part")
 def test_parts_of_one_name_are_all_run(model, tmp_path):
     parts = [Moving("up", up), Moving("up", up), Moving("down", down)]
     result = run_suite(model, batches(), [AutoAttack(attacks=parts)], THREAT, state=State(tmp_path))
@@ -122,7 +120,6 @@ def test_a_strong_part_is_given_the_training_temperature():
     assert result.right(attack.name).tolist() == ROBUST
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="whether it is deterministic is asked of its gradient")
 def test_a_model_without_gradients_can_be_attacked_without_them():
     """A black box: a quantised network, or one behind a network."""
 
@@ -217,7 +214,6 @@ def test_a_search_in_bfloat16_is_judged_in_float32():
     assert VALUES[torch.from_numpy(broken)].tolist() == pytest.approx([0.48])
 
 
-@pytest.mark.xfail(strict=True, reason="what bfloat16 alone takes for a success is left standing")
 def test_a_success_that_only_bfloat16_sees_is_sought_again():
     for precision in ("32", "bf16"):
         result = run_suite(Coarse(), batches(), [CREEP], THREAT, precision=precision)

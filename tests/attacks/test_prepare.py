@@ -98,7 +98,6 @@ def test_the_mode_that_surrounds_the_call_does_not_matter():
     assert_same_function(copy, model.eval(), torch.rand(2, 3, 8, 8))
 
 
-@pytest.mark.xfail(strict=True, reason="the second is folded into the convolution before the first was, and refused")
 def test_two_norms_in_a_row_are_both_folded():
     model = randomised(Network()).eval()
     copy = prepared(model, torch.rand(4, 3, 8, 8))

@@ -167,7 +167,6 @@ def test_the_model_is_untouched_when_the_suite_fails(network):
         run_suite(network, [(x, y, torch.arange(6))], [broken], THREAT)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="ledger and copy are made of tensors that enter no graph")
 def test_a_suite_runs_in_inference_mode(network):
     """As Lightning's ``test`` does, unless it is told otherwise."""
     x = torch.rand(6, 3, 8, 8)

@@ -152,20 +152,17 @@ def test_logits_that_are_no_numbers_on_the_way_lose_nothing_that_was_done(tmp_pa
     assert np.load(kept)["where"].tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="an empty batch fails in torch's amin")
 def test_a_batch_without_images_is_passed_over(model):
     empty = torch.zeros(0, 1, 1, 2), torch.zeros(0).long(), torch.zeros(0).long()
     result = run_suite(model, [empty, *batches()], [FGSM()], THREAT)
     assert result.right("FGSM").tolist() == ROBUST
 
 
-@pytest.mark.xfail(strict=True, raises=(RuntimeError, IndexError), reason="torch's own error")
 @pytest.mark.parametrize("labels", [LABELS[:9], LABELS[:, None]], ids=["too few", "of another shape"])
 def test_labels_that_do_not_fit_the_images_are_refused(model, labels):
     refused(model, batches()[0][0], "(?i)label", [FGSM()], labels)
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="votes are averaged before the shape is looked at")
 def test_what_is_no_logits_is_refused_with_votes_too():
     class Flat(nn.Module):
         def forward(self, x):
