@@ -13,9 +13,8 @@ from attacks.threat import Norm, Threat
 
 # Added to every step, in box widths: an image that rounding leaves exactly on the boundary must still cross it.
 NUDGE = 1e-5
-# How much nearer than it looks a class may be: slopes change from step to step, and from class to class.
+# How much nearer than it looks a class may be: slopes change from step to step.
 SLACK = 2.0
-TINY = 1e-30
 
 
 class DeepFool(MinimumNorm):
@@ -26,7 +25,7 @@ class DeepFool(MinimumNorm):
     the nearest one, ``r <- r + |f_k| / |w_k|_* steepest(w_k)``; the iterate is ``x + (1 + overshoot) r``, clamped to
     the box. It ends where the class changes. All of it is a ratio of logits, so their scale does not matter.
 
-    A class is looked at only where its boundary may be the nearest, judged by its gap and its last slope.
+    After the first step a class is looked at only where its boundary may be the nearest, by its gap and last slope.
     Unlike the authors' code it takes a step's length without an absolute constant for numerical stability but for a
     1e-5th of the box's width, and clamps. An image that is misclassified from the start is returned as it is.
 
@@ -115,13 +114,13 @@ class DeepFool(MinimumNorm):
     def _nearest(self, gaps: Tensor, slopes: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """How far and in which direction the nearest boundary lies, were the model linear.
 
-        A backward pass is spent on a class only where it may be the nearest: where, at the slope that it had when it
-        was last looked at (the steepest of the image's so far, if it never was), it would lie within ``SLACK`` times
-        the distance of the nearest one found.
+        Every class is looked at once. From then on a backward pass is spent on it only where it may be the nearest:
+        where, at the slope that it had when last looked at, it would lie within ``SLACK`` times the distance of the
+        nearest one found.
 
         Args:
             gaps: every candidate's logit less the predicted class's, (B, k), a function of ``x``.
-            slopes: the dual norms of the gaps' gradients when last looked at, 0 where never, (B, k); updated.
+            slopes: the dual norms of the gaps' gradients when last looked at, 0 at first, (B, k); updated.
             x: the iterates.
 
         Returns:
@@ -131,8 +130,8 @@ class DeepFool(MinimumNorm):
         depth = gaps.detach().abs()
         looked = torch.zeros_like(slopes, dtype=torch.bool)
         for _ in range(gaps.shape[1]):
-            guess = depth / torch.where(slopes > 0, slopes, slopes.amax(1, keepdim=True)).clamp_min(TINY)
-            guess, chosen = guess.masked_fill(looked, torch.inf).min(1, keepdim=True)
+            guess = torch.where(slopes > 0, depth / slopes, 0).masked_fill(looked, torch.inf)
+            guess, chosen = guess.min(1, keepdim=True)
             if not (guess.squeeze(1) < SLACK * distance).any():
                 break
             (gradient,) = torch.autograd.grad(gaps.gather(1, chosen).sum(), x, retain_graph=True)
