@@ -85,16 +85,17 @@ class Engine:
         ledger = Ledger(len(x), x.device, self.bar.watch(len(x)))
         # A copy with batch-norm folded in knows no other mode than eval.
         searcher = self.searcher if attack.batchnorm == "eval" else self.model
+        believed = torch.zeros_like(y, dtype=torch.bool)
         with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             x_adv = attack(Subject(searcher, ledger), x, y, draws)
-            with crafting(searcher), torch.no_grad():
-                believed = searcher(x_adv).argmax(1) != y
+            if self.bf16 or searcher is not self.model:
+                with crafting(searcher), torch.no_grad():
+                    believed = searcher(x_adv).argmax(1) != y
         prediction, rank = self._verdict(attack, x, x_adv, y)
-        if searcher is not self.model or self.bf16:
-            again = (believed & (rank == 0) & attack.allows(x_adv, x)).nonzero().squeeze(1)
-            if len(again):
-                x_adv[again] = attack(Subject(self.model, ledger, again), x[again], y[again], draws[again])
-                prediction[again], rank[again] = self._verdict(attack, x[again], x_adv[again], y[again])
+        again = (believed & (rank == 0) & attack.allows(x_adv, x)).nonzero().squeeze(1)
+        if len(again):
+            x_adv[again] = attack(Subject(self.model, ledger, again), x[again], y[again], draws[again])
+            prediction[again], rank[again] = self._verdict(attack, x[again], x_adv[again], y[again])
         delta = (x_adv - x).flatten(1)
         found = {
             "prediction": prediction,
