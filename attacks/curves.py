@@ -34,7 +34,9 @@ class Curve:
     @property
     def name(self) -> str:
         """What its figure is called."""
-        return f"{self.attack.name} over {self.over}"
+        # Of an attack whose steps vary, its own number of them says nothing.
+        own = "" if self.over == "eps" else f"-{self.attack.steps}"  # type: ignore[attr-defined]
+        return f"{self.attack.name.replace(own, '', 1)} over {self.over}"
 
     def attacks(self, threat: Threat) -> list[Attack]:
         """The attacks that make its points.
@@ -70,7 +72,12 @@ def draw(curve: Curve, clean: Record, points: Sequence[Record], path: Path) -> P
         ax.axhline(100 * clean.value, color="grey", linewidth=0.8, linestyle=":", label="clean")
         ax.set_xscale("log")
         ax.legend(frameon=False)
-    ax.set(ylim=(0, 100), ylabel="accuracy, %", xlabel=_label(curve, points), title=curve.attack.name)
+    ax.set(
+        ylim=(0, 100),
+        ylabel="accuracy, %",
+        xlabel=_label(curve, points),
+        title=curve.name.removesuffix(f" over {curve.over}"),
+    )
     ax.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -29,7 +29,7 @@ def success_matrix(success: np.ndarray, facts: Facts, title: str, path: Path) ->
         share = success[row, column]
         ink = "white" if share > 0.6 else "black"
         ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=ink)
-    ax.set_xticks(range(count), names, rotation=90 if facts.names else 0)
+    ax.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 2 else 0)
     ax.set_yticks(range(count), names)
     ax.set(xlabel="target class", ylabel="source class", title=title)
     figure.colorbar(shown, ax=ax, label="success, %", shrink=0.8)

@@ -23,6 +23,7 @@ def _table(results: Results, title: str) -> tuple[Table, list[str], list[dict[st
     for name, _ in columns:
         table.add_column(name, justify="right")
     metrics = list(dict.fromkeys(record.metric for _, records in columns for record in records))
+    metrics.sort(key=lambda metric: metric == WORST)  # the sum of all goes last
     return table, metrics, [{record.metric: record for record in records} for _, records in columns]
 
 
