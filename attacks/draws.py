@@ -30,6 +30,18 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ ((z >> 31) & ((1 << 33) - 1))
 
 
+def hashed(x: Tensor) -> Tensor:
+    """A hash of all the bits of every image, int64 (B,): their sum modulo 2**64, weighted by random odd words.
+
+    Two images share it by chance once in 2**40 or less often, which takes into account that the last 23 bits of two
+    floats may well be the same.
+    """
+    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    bits = x.detach().contiguous().view(words).flatten(1).long()
+    weights = _mix(torch.arange(bits.shape[1], device=x.device) * GOLDEN) | 1
+    return (bits * weights).sum(1)
+
+
 class Draws:
     """A stream of draws for each image of a batch.
 

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,17 +85,16 @@ class Engine:
         ledger = Ledger(len(x), x.device, self.bar.watch(len(x)))
         # A copy with batch-norm folded in knows no other mode than eval.
         searcher = self.searcher if attack.batchnorm == "eval" else self.model
-        believed = torch.zeros_like(y, dtype=torch.bool)
-        with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+        with self._search():
             x_adv = attack(Subject(searcher, ledger), x, y, draws)
-            if self.bf16 or searcher is not self.model:
-                with crafting(searcher), torch.no_grad():
-                    believed = searcher(x_adv).argmax(1) != y
         prediction, rank = self._verdict(attack, x, x_adv, y)
-        again = (believed & (rank == 0) & attack.allows(x_adv, x)).nonzero().squeeze(1)
-        if len(again):
-            x_adv[again] = attack(Subject(self.model, ledger, again), x[again], y[again], draws[again])
-            prediction[again], rank[again] = self._verdict(attack, x[again], x_adv[again], y[again])
+        doubtful = ((rank == 0) & attack.allows(x_adv, x)).nonzero().squeeze(1)
+        if len(doubtful) and (self.bf16 or searcher is not self.model):
+            with self._search(), crafting(searcher), torch.no_grad():
+                again = doubtful[searcher(x_adv[doubtful]).argmax(1) != y[doubtful]]
+            if len(again):
+                x_adv[again] = attack(Subject(self.model, ledger, again), x[again], y[again], draws[again])
+                prediction[again], rank[again] = self._verdict(attack, x[again], x_adv[again], y[again])
         delta = (x_adv - x).flatten(1)
         found = {
             "prediction": prediction,
@@ -108,6 +107,11 @@ class Engine:
             **{f"note/{name}": values for name, values in ledger.notes.items()},
         }
         return {name: values.cpu().numpy() for name, values in found.items()}
+
+    def _search(self) -> AbstractContextManager[object]:
+        """The precision that the search is made in."""
+        device = self.batches[0][0].device.type
+        return torch.autocast(device, torch.bfloat16) if self.bf16 else nullcontext()
 
     def _verdict(self, attack: Attack, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted class and rank of the true one; an example that the threat model does not allow is no success."""

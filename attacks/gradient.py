@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attacks.base import Attack
 from attacks.crafting import BatchNorm, ascend, narrow, upcast
-from attacks.draws import Draws
+from attacks.draws import Draws, hashed
 from attacks.objectives import Goal, Loss, check_loss, likely_others
 from attacks.threat import Radius, Threat
 
@@ -73,8 +73,7 @@ class PGD(Attack):
 
     While a suite runs it, an image leaves as soon as an iterate breaks it. There, too, an image whose path has come
     back to a point where it has been leaves: the step is fixed and the gradient a function of the point, so it would
-    go round for ever (arXiv 2503.19347). Points are compared bit for bit, by Brent's algorithm: with the iterate of the
-    last step that was a power of two.
+    go round for ever (arXiv 2503.19347). Points are compared by a 64-bit hash of all their bits.
 
     Args:
         threat: norm, radius and box.
@@ -132,22 +131,22 @@ class PGD(Attack):
     def _climb(self, model: nn.Module, x: Tensor, goal: Goal, x_adv: Tensor) -> Tensor:
         """One run of K steps."""
         step_size = 2.5 * self.threat.eps / self.steps if self.step_size is None else self.step_size
-        result, rows, anchor = x_adv.clone(), torch.arange(len(x), device=x.device), x_adv
+        result, rows = x_adv.clone(), torch.arange(len(x), device=x.device)
+        been = torch.empty(len(x), self.steps if self.early_stop else 0, dtype=torch.int64, device=x.device)
         for step in range(self.steps):
             logits, _, gradient = ascend(model, x_adv, goal)
             if self.early_stop:
                 leaves = goal.broken(logits)
-                if step and self.deterministic:
-                    leaves |= (x_adv == anchor).flatten(1).all(1)
+                if self.deterministic:
+                    been[:, step] = hashed(x_adv)
+                    leaves |= (been[:, :step] == been[:, step, None]).any(1)
                 if leaves.any():
                     result[rows[leaves]] = x_adv[leaves]
                     stays = (~leaves).nonzero().squeeze(1)
                     model, goal, rows = narrow(model, stays), goal[stays], rows[stays]
-                    x, x_adv, gradient, anchor = x[stays], x_adv[stays], gradient[stays], anchor[stays]
+                    x, x_adv, gradient, been = x[stays], x_adv[stays], gradient[stays], been[stays]
                     if not len(rows):
                         break
-                if step & (step - 1) == 0:
-                    anchor = x_adv
             x_adv = self.threat.project(x_adv + step_size * self.threat.steepest(gradient), x)
         result[rows] = x_adv
         return result

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -60,7 +61,7 @@ class State:
         """Removes the folder: the suite's results are kept elsewhere by now."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
-            if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
+            with suppress(OSError):  # it stays while it holds another suite, and another process may be the first
                 self.folder.parent.rmdir()
 
 
