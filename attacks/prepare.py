@@ -1,6 +1,8 @@
 """Makes a network fast to attack without changing what it computes, and without touching it."""
 
 import copy
+from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,23 +39,32 @@ def prepared(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def _folded(model: nn.Module) -> nn.Module:
-    """A traced model with every batch-norm that directly follows a convolution of its own folded into it."""
+    """A traced model with every batch-norm that directly follows a convolution of its own folded into it.
+
+    A ReLU behind either works in place: neither needs its output again for its gradient.
+    """
     traced = fx.symbolic_trace(model)
-    called = [node.target for node in traced.graph.nodes if node.op == "call_module"]
-    for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(norm := traced.get_submodule(str(node.target)), BATCH_NORMS):
-            continue
-        before = node.args[0]
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
-            continue
-        convolution = traced.get_submodule(str(before.target))
-        if not isinstance(convolution, CONVOLUTIONS) or norm.running_mean is None:
-            continue
-        if called.count(before.target) > 1 or called.count(node.target) > 1:
-            continue
-        parent, _, name = str(before.target).rpartition(".")
-        setattr(traced.get_submodule(parent), name, fuse_conv_bn_eval(convolution, norm))
-        node.replace_all_uses_with(before)
-        traced.graph.erase_node(node)
+    for before, node in _in_a_row(traced):
+        norm, convolution = (traced.get_submodule(str(each.target)) for each in (node, before))
+        if isinstance(norm, BATCH_NORMS) and isinstance(convolution, CONVOLUTIONS) and norm.running_mean is not None:
+            parent, _, name = str(before.target).rpartition(".")
+            setattr(traced.get_submodule(parent), name, fuse_conv_bn_eval(convolution, norm))
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
+    for before, node in _in_a_row(traced):
+        relu, source = (traced.get_submodule(str(each.target)) for each in (node, before))
+        if isinstance(relu, nn.ReLU) and isinstance(source, CONVOLUTIONS + BATCH_NORMS):
+            relu.inplace = True
     traced.recompile()
     return traced
+
+
+def _in_a_row(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Two modules of which the second alone reads the first, and each of which is called once."""
+    called = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and called[node.target] == 1:
+            before = node.args[0]
+            alone = isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1
+            if alone and called[before.target] == 1:
+                yield before, node

@@ -21,7 +21,7 @@ from attacks.wrappers import Strong
 
 Rng = Literal["image", "official"]
 Precision = Literal["32", "bf16"]
-LOOK = 4
+LOOK = 2
 
 
 def resolve(attacks: Sequence[Attack], threat: Threat, temperature: float) -> dict[str, Attack]:
@@ -117,7 +117,7 @@ def run_suite(
             seed,
             official=rng == "official",
             bf16=precision == "bf16",
-            deterministic=votes == 1 and deterministic(model, x.clone(), y.clone()),
+            deterministic=votes == 1 and deterministic(model, x, y.clone()),
             votes=votes,
             stop=top == 1,
             kept=examples,
