@@ -67,6 +67,10 @@ class APGD(Attack):
         )
 
     @property
+    def exhaustive(self) -> bool:
+        return self.restarts == 1 and not self.targets
+
+    @property
     def budget(self) -> int:
         runs = self.restarts * max(self.targets, 1)
         return runs * (self.steps + 1 + (runs > 1)) + bool(self.targets)
@@ -75,7 +79,7 @@ class APGD(Attack):
         def climb(kept: Tensor, number: int, goal: Goal) -> Tensor:
             return self._climb(narrow(model, kept), x[kept], goal, draws.stream(number)[kept])
 
-        return with_restarts(model, x, Goal(self.loss, y), self.restarts, self.targets, climb)
+        return with_restarts(model, x, Goal(self.loss, y), self.restarts, self.targets, climb, self.deterministic)
 
     def _start(self, x: Tensor, draws: Draws) -> Tensor:
         """A random point at the distance of the radius, clamped to the box."""

@@ -36,6 +36,10 @@ class AutoAttack(Attack):
         super().__init__(threat, batchnorm)
         if attacks is not None and not attacks:
             raise ValueError("A custom AutoAttack needs at least one attack.")
+        if unlimited := [attack.name for attack in attacks or () if not attack.limited]:
+            raise ValueError(
+                f"{', '.join(unlimited)} counts changes of any length; AutoAttack's parts have the radius."
+            )
         self.custom = attacks is not None
         standard = (
             APGD(batchnorm=batchnorm),
@@ -50,6 +54,10 @@ class AutoAttack(Attack):
     @property
     def name(self) -> str:
         return f"AutoAttack ({', '.join(part.name for part in self.parts)})" if self.custom else "AutoAttack"
+
+    @property
+    def exhaustive(self) -> bool:
+        return False
 
     @property
     def budget(self) -> int | None:
@@ -78,14 +86,15 @@ class AutoAttack(Attack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         result, stands = x.clone(), torch.arange(len(x), device=x.device)
-        for number, part in enumerate(self.evaluating(self.deterministic).parts):
+        for number, part in enumerate(self.parts):
             left = narrow(model, stands)
             # By calling it: each part has a mode of its own for batch-norm.
             tried = part(left, x[stands], y[stands], draws.stream(number)[stands])
             with torch.no_grad():
                 broken = (left(tried).argmax(1) != y[stands]) & part.allows(tried, x[stands])
             result[stands[broken]] = tried[broken]
-            stands = stands[~broken]
+            if self.deterministic:
+                stands = stands[~broken]
             if not len(stands):
                 break
         return result

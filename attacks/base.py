@@ -23,7 +23,8 @@ class Attack(ABC):
     Attributes:
         early_stop: leave an image alone as soon as it is broken. Training crafts without: its examples have made all
             their steps. A suite asks for it (:meth:`evaluating`), since a broken image cannot be broken further.
-        deterministic: whether the same point gives the same gradient each time, so that a path may be cut short.
+        deterministic: whether the model answers the same each time. Of one that draws at random no single answer says
+            that an image is broken: no image leaves, and every part of an attack is tried on it.
         limited: whether an example counts only within the threat's radius.
     """
 
@@ -50,6 +51,11 @@ class Attack(ABC):
         """What tables call it."""
 
     @property
+    def exhaustive(self) -> bool:
+        """Whether, without ``early_stop``, it makes all its steps on every image; top-k accuracies mean that."""
+        return True
+
+    @property
     def budget(self) -> int | None:
         """The most forward passes that an image may cost, by which progress is told; None where nobody knows."""
         return None
@@ -74,13 +80,13 @@ class Attack(ABC):
     def evaluating(self, deterministic: bool = True) -> Self:
         """This attack as a suite runs it: an image leaves the batch as soon as it is broken.
 
-        Where batch-norm takes the batch's own statistics no image leaves: the others' outcome would change.
+        Where batch-norm takes the batch's own statistics, or where the model draws at random, no image leaves.
 
         Args:
             deterministic: False for a model that draws at random.
         """
         attack = copy.copy(self)
-        attack.early_stop = self.batchnorm == "eval"
+        attack.early_stop = self.batchnorm == "eval" and deterministic
         attack.deterministic = deterministic
         return attack
 
@@ -128,6 +134,10 @@ class MinimumNorm(Attack):
     def __init__(self, threat: Threat | None = None, unlimited: bool = False, batchnorm: BatchNorm = "eval") -> None:
         super().__init__(threat, batchnorm)
         self.limited = not unlimited
+
+    @property
+    def exhaustive(self) -> bool:
+        return False
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from attacks.jsma import JSMA
 from attacks.records import Record, write_records
 from attacks.results import SuiteResult
 from attacks.state import State
-from attacks.suite import Precision, Rng, run_suite
+from attacks.suite import Precision, Rng, resolve, run_suite
 from attacks.tables import accuracies, costs
 from attacks.threat import Threat
 
@@ -164,9 +164,8 @@ class AttackSuite(pl.Callback):
             return [replace(record, model=role, checkpoint=checkpoint) for record in records]
 
         result = run(self.attacks, role, self.top, len(shard) if self.keep_images else COUNT)
-        gammas = {
-            attack.name: attack.gamma for attack in self.attacks if isinstance(attack, JSMA) and attack.target is None
-        }
+        named = resolve(self.attacks, threat, temperature)
+        gammas = {name: jsma.gamma for name, jsma in named.items() if isinstance(jsma, JSMA) and jsma.target is None}
         records = signed([*result.records(), *reached(result, gammas)])
         self.results[role, checkpoint] = records
         prefix = "test" if role != "teacher" else "test/teacher"

@@ -1,5 +1,6 @@
 """Compares two runs image by image: ``python -m attacks.compare A.parquet B.parquet``."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pyarrow import parquet
 from rich import get_console
 from rich.table import Table
 from scipy.stats import binomtest
+
+from attacks.results import THREATS
 
 PREFIX = "rank/"
 
@@ -62,6 +65,9 @@ def compare(first: Path, second: Path) -> list[Comparison]:
             only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
             p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
             name = column.removeprefix(PREFIX)
+            threats = [json.loads((t.schema.metadata or {}).get(THREATS, b"{}")).get(name, "") for t in (one, other)]
+            if threats[0] != threats[1]:
+                name += f" ({threats[0]} beside {threats[1]})"
             found.append(Comparison(name, len(index), float(a.mean()), float(b.mean()), only_a, only_b, float(p)))
     return found
 

@@ -106,6 +106,8 @@ def ascend(model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]) -
     """
     x = x.detach().requires_grad_()
     logits = upcast(model(x))
+    if not logits.requires_grad:
+        raise ValueError("The model's logits have no gradient in its images: attack it with attacks.Square or Noise.")
     values = objective(logits)
     (gradient,) = torch.autograd.grad(values.sum(), x)
     return logits.detach(), values.detach(), gradient

@@ -109,6 +109,8 @@ def report(findings: Sequence[Finding], title: str = "Is it really robust?") -> 
     """A verdict in one line, a table of what is wrong, and the names of the checks that found nothing."""
     verdicts = {finding.verdict for finding in findings}
     verdict = "[green]Nothing seen speaks against it.[/]"
+    if verdicts == {"skipped"}:
+        verdict = "[yellow]Nobody knows: nothing could be looked at.[/]"
     if "suspicious" in verdicts:
         verdict = "[yellow]Perhaps not: a figure may say more than is true.[/]"
     if "misleading" in verdicts:
@@ -194,9 +196,8 @@ def _fewest(suites: Sequence[SuiteResult], threat: Threat, *kinds: str) -> list[
 def _compared(check: str, weak: tuple[str, np.ndarray], strong: tuple[str, np.ndarray], advice: str) -> Finding:
     """A finding where the attack that should be the weaker one leaves fewer images right."""
     # Beyond chance: on a few hundred images of an honest model, Square does break one or two that AutoAttack had left.
-    gap = max(int(strong[1].sum()) - int(weak[1].sum()), 0)
     saw = f"{weak[0]} leaves {_share(weak[1])} right, {strong[0]} {_share(strong[1])}"
-    return finding(check, wilson(gap, len(weak[1]))[0] > BETTER, saw, advice)
+    return finding(check, _wins(weak[1], strong[1], BETTER), saw, advice)
 
 
 def _one_step(suites: Sequence[SuiteResult], threat: Threat) -> Finding:
@@ -238,14 +239,19 @@ def _losses(own: SuiteResult, hotter: Strong) -> Finding:
 def _sweep(own: SuiteResult, radii: Sequence[Threat], threat: Threat) -> Finding:
     """Accuracy must fall with the radius, to nothing where the ball holds the whole box (Carlini et al. 2019)."""
     right = [own.right(f"PGD-{STEPS}" + (f" {radius}" if radius != threat else "")) for radius in radii]
-    rises = any(_wins(smaller, larger, STEADY) for smaller, larger in pairwise(right))
+    # A step of a ball far larger than the threat's may leap over what a smaller one finds; that is no masking.
+    near = [r for r, radius in zip(right, radii, strict=True) if radius.eps <= 2 * threat.eps]
+    rises = any(_wins(smaller, larger, STEADY) for smaller, larger in pairwise(near))
+    # What a smaller ball holds the larger one holds too.
+    left = np.logical_and.reduce(right)
+    stands = wilson(int(left.sum()), len(left))[0] > BOX
     saw = ", ".join(f"{_share(r)} at {radius.eps}" for radius, r in zip(radii, right, strict=True))
     return finding(
         "radius",
-        rises or right[-1].mean() > BOX,
+        rises or stands,
         f"PGD-{STEPS} leaves right {saw} (the whole box)",
         "PGD with loss: margin, attacks.Strong, attacks.Square, until nothing stands at the largest radius",
-        "misleading" if right[-1].mean() > BOX else "suspicious",
+        "misleading" if stands else "suspicious",
     )
 
 

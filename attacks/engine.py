@@ -1,9 +1,10 @@
 """What runs one attack over a test set: batches of the images that stand, a confirmed verdict on each, its cost."""
 
+import random
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,8 +111,7 @@ class Engine:
 
     def _search(self) -> AbstractContextManager[object]:
         """The precision that the search is made in."""
-        device = self.batches[0][0].device.type
-        return torch.autocast(device, torch.bfloat16) if self.bf16 else nullcontext()
+        return torch.autocast(self.batches[0][0].device.type, torch.bfloat16, enabled=self.bf16)
 
     def _verdict(self, attack: Attack, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted class and rank of the true one; an example that the threat model does not allow is no success."""
@@ -141,18 +141,38 @@ def standing(batches: Sequence[Batch], stands: np.ndarray) -> Iterator[tuple[Ten
 
 
 def deterministic(model: nn.Module, x: Tensor, y: Tensor) -> bool:
-    """Whether a model gives the same logits and the same gradient, if it has one, twice, but for rounding."""
+    """Whether a model gives the same logits and the same gradient twice, but for rounding, and draws nothing."""
     passes = []
+    before = _generators(x)
     with crafting(model):
         for _ in range(2):
             point = x.clone().requires_grad_()
             logits = model(point)
             slope = torch.autograd.grad(margin(logits, y).sum(), point) if logits.requires_grad else ()
             passes.append((logits.detach(), *slope))
-    return all(
+    # Two passes may agree by chance where a draw decides between two ways to go.
+    return _generators(x) == before and all(
         torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(one.abs().amax()))
         for one, other in zip(*passes, strict=True)
     )
+
+
+def _generators(x: Tensor) -> list[object]:
+    """The states of all generators that a model may draw from."""
+    kept = np.random.get_state(legacy=False)  # noqa: NPY002 - a model may use it, whatever we do
+    states: list[object] = [random.getstate(), str(kept), torch.get_rng_state().tolist()]
+    return [*states, torch.cuda.get_rng_state(x.device).tolist()] if x.is_cuda else states
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Inside, convolutions on a GPU compute in float32, not in TF32 as is cuDNN's default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def check(x: Tensor, threat: Threat, whose: str) -> None:
@@ -160,6 +180,11 @@ def check(x: Tensor, threat: Threat, whose: str) -> None:
     low, high = threat.bounds
     slack = 1e-5 * (high - low)
     # Written so that images which are not numbers do not pass.
+    if x.is_floating_point() and x.element_size() < 4:
+        raise ValueError(
+            f"{whose} are {x.dtype}, which rounds away what an attack changes: cast them to float32 "
+            "(precision: bf16 makes the search faster all the same)."
+        )
     if not x.is_floating_point() or not (x.amin() >= low - slack and x.amax() <= high + slack):
         raise ValueError(
             f"{whose} are {x.dtype} in [{x.amin():g}, {x.amax():g}], expected floats in [{low:g}, {high:g}]: "
@@ -179,8 +204,10 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, votes: int = 1) -> tuple[Tenso
     Raises:
         ValueError: for logits that are not finite or not (images, classes), or labels that are no classes.
     """
-    with crafting(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with crafting(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_precision():
         passes = [model(x) for _ in range(votes)]
+    if not isinstance(passes[0], Tensor):
+        raise ValueError(f"The model gives a {type(passes[0]).__name__}, expected logits: wrap it in one that does.")
     if passes[0].dim() != 2 or len(passes[0]) != len(x):
         raise ValueError(f"The model gives {tuple(passes[0].shape)} for {len(x)} images, expected (images, classes).")
     logits = passes[0] if votes == 1 else torch.stack([z.softmax(1) for z in passes]).mean(0)

@@ -1,12 +1,13 @@
 """What JSMA tells over a test set: which class can be made into which other, and for how many features."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from attacks.jsma import crafted
-from attacks.records import Record, mean, share
+from attacks.records import Record, mean
 from attacks.results import SuiteResult
 
 NOTE = "features"
@@ -40,9 +41,10 @@ def reached(result: SuiteResult, gammas: Mapping[str, float]) -> Iterator[Record
             continue
         other = np.arange(shares.shape[1]) != label[:, None]
         done = ~np.isnan(shares) & other
-        seconds = result.outcomes[name].seconds
-        yield share(f"{name} success over pairs", int(done.sum()), int(other.sum()), seconds)
         changed = np.where(done, shares, gammas[name])
+        seconds = result.outcomes[name].seconds
         # Images, not pairs, are the sample: the classes of one image are no independent draws.
-        per_image = np.where(other, changed, 0).sum(1) / other.sum(1)
-        yield mean(f"{name} share of features", per_image, "of features", seconds)
+        rate, amount = (np.where(other, values, 0).sum(1) / other.sum(1) for values in (done, changed))
+        record = mean(f"{name} success over pairs", rate, "", seconds)
+        yield replace(record, high=min(record.high, 1.0))
+        yield mean(f"{name} share of features", amount, "of features", seconds)

@@ -58,6 +58,10 @@ class Noise(Attack):
         return f"noise x{self.samples}"
 
     @property
+    def exhaustive(self) -> bool:
+        return self.samples == 1
+
+    @property
     def budget(self) -> int:
         return self.samples
 
@@ -65,7 +69,7 @@ class Noise(Attack):
         def draw(kept: Tensor, number: int) -> Tensor:
             return self.threat.start(x[kept], draws.stream(number)[kept])
 
-        return in_turn(model, x, Goal("margin", y), self.samples, draw)
+        return in_turn(model, x, Goal("margin", y), self.samples, draw, self.deterministic)
 
 
 class PGD(Attack):
@@ -117,6 +121,10 @@ class PGD(Attack):
         return called(f"PGD-{self.steps}", self.loss, self.restarts, self.targets)
 
     @property
+    def exhaustive(self) -> bool:
+        return self.restarts == 1 and not self.targets
+
+    @property
     def budget(self) -> int:
         runs = self.restarts * max(self.targets, 1)
         return runs * (self.steps + (runs > 1)) + bool(self.targets)
@@ -126,7 +134,7 @@ class PGD(Attack):
             start = self.threat.start(x[kept], draws.stream(number)[kept]) if self.random_start else x[kept]
             return self._climb(narrow(model, kept), x[kept], goal, start)
 
-        return with_restarts(model, x, Goal(self.loss, y), self.restarts, self.targets, climb)
+        return with_restarts(model, x, Goal(self.loss, y), self.restarts, self.targets, climb, self.deterministic)
 
     def _climb(self, model: nn.Module, x: Tensor, goal: Goal, x_adv: Tensor) -> Tensor:
         """One run of K steps."""
@@ -137,9 +145,8 @@ class PGD(Attack):
             logits, _, gradient = ascend(model, x_adv, goal)
             if self.early_stop:
                 leaves = goal.broken(logits)
-                if self.deterministic:
-                    been[:, step] = hashed(x_adv)
-                    leaves |= (been[:, :step] == been[:, step, None]).any(1)
+                been[:, step] = hashed(x_adv)
+                leaves |= (been[:, :step] == been[:, step, None]).any(1)
                 if leaves.any():
                     result[rows[leaves]] = x_adv[leaves]
                     stays = (~leaves).nonzero().squeeze(1)
@@ -208,7 +215,14 @@ class MIFGSM(Attack):
         return result
 
 
-def in_turn(model: nn.Module, x: Tensor, goal: Goal, attempts: int, attempt: Callable[[Tensor, int], Tensor]) -> Tensor:
+def in_turn(
+    model: nn.Module,
+    x: Tensor,
+    goal: Goal,
+    attempts: int,
+    attempt: Callable[[Tensor, int], Tensor],
+    deterministic: bool = True,
+) -> Tensor:
     """Makes attempts one after another, each on the images that still stand, and keeps the worst of every image.
 
     Args:
@@ -217,6 +231,7 @@ def in_turn(model: nn.Module, x: Tensor, goal: Goal, attempts: int, attempt: Cal
         goal: by which the attempts are compared on images that none of them breaks.
         attempts: how many.
         attempt: called with the positions of the images that stand, (k,), and the attempt's number; gives examples.
+        deterministic: False for a model that draws at random: every attempt is then made on every image.
     """
     worst, value = x.clone(), x.new_full((len(x),), -torch.inf)
     stands = torch.arange(len(x), device=x.device)
@@ -227,7 +242,7 @@ def in_turn(model: nn.Module, x: Tensor, goal: Goal, attempts: int, attempt: Cal
         with torch.no_grad():
             logits = upcast(narrow(model, stands)(tried))
         left = goal[stands]
-        broken, reached = left.broken(logits), left(logits).to(value.dtype)
+        broken, reached = left.broken(logits) & deterministic, left(logits).to(value.dtype)
         better = broken | (reached > value[stands])
         worst[stands[better]], value[stands[better]] = tried[better], reached[better]
         stands = stands[~broken]
@@ -243,6 +258,7 @@ def with_restarts(
     restarts: int,
     targets: int,
     climb: Callable[[Tensor, int, Goal], Tensor],
+    deterministic: bool = True,
 ) -> Tensor:
     """Runs a climb from several starts, untargeted or to each of the most likely other classes in turn.
 
@@ -253,9 +269,10 @@ def with_restarts(
         restarts: starts of each target.
         targets: how many classes to lead to; 0 for none.
         climb: called with the positions of the images that stand, the run's number and its goal; gives examples.
+        deterministic: see :func:`in_turn`.
     """
     if not targets:
-        return in_turn(model, x, goal, restarts, lambda kept, number: climb(kept, number, goal[kept]))
+        return in_turn(model, x, goal, restarts, lambda kept, number: climb(kept, number, goal[kept]), deterministic)
     with torch.no_grad():
         others = likely_others(model(x), goal.y, targets)
 
@@ -263,4 +280,4 @@ def with_restarts(
         target = others[kept, number // restarts]
         return climb(kept, number, Goal(goal.loss, goal.y[kept], target))
 
-    return in_turn(model, x, goal, others.shape[1] * restarts, lead)
+    return in_turn(model, x, goal, others.shape[1] * restarts, lead, deterministic)

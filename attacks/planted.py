@@ -93,7 +93,7 @@ def planted(case: Case) -> Finding:
     told = ", ".join(f"{name} finds {number}" for name, number in found.items())
     return finding(
         "planted examples",
-        wilson(found["PGD"], count)[1] < FOUND or found["PGD"] < found["random search"],
+        wilson(found["PGD"], count)[1] < FOUND or wilson(found["PGD"], count)[1] < found["random search"] / count,
         f"of {count} examples that certainly exist {told}",
         "an attack made for this model (attacks.EOT, a differentiable stand-in), attacks.Square with more queries",
         "misleading",

@@ -266,6 +266,6 @@ def _exact(case: Case) -> tuple[nn.Module, torch.dtype]:
         with crafting(model), torch.no_grad():
             if model(x.double()).dtype == torch.float64:
                 return model, torch.float64
-    except (RuntimeError, TypeError):  # it casts inside, holds tensors that cannot be copied, or its device has none
+    except Exception:  # it casts inside, insists on float32, cannot be copied, or its device has no float64
         pass
     return case.model, x.dtype

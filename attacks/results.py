@@ -1,5 +1,6 @@
 """What became of every image under a suite's attacks."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from attacks.records import Record, mean, share
 
 CLEAN = "clean"
 WORST = "worst case"
+THREATS = b"threats"  # where a file of outcomes says what each attack was allowed
 COLUMNS = ("prediction", "rank", "linf", "l2", "forwards", "backwards", "attacked")  # one value per image
 
 
@@ -192,7 +194,8 @@ class SuiteResult:
             for note, values in outcome.notes.items():
                 columns[f"{note}/{name}"] = values if values.ndim == 1 else pa.array(list(values))
         path.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(pa.table(columns), path)
+        threats = json.dumps({name: outcome.threat for name, outcome in self.outcomes.items()})
+        parquet.write_table(pa.table(columns, metadata={THREATS: threats.encode()}), path)
 
     def write_images(self, path: Path) -> None:
         """Writes the images that were kept: their ``index``, ``clean`` and an array (k, C, H, W) for each attack."""

@@ -70,6 +70,10 @@ class Square(Attack):
         return " ".join(filter(None, parts))
 
     @property
+    def exhaustive(self) -> bool:
+        return False
+
+    @property
     def budget(self) -> int:
         return self.restarts * (self.queries + 1 + (self.restarts > 1))
 
@@ -80,7 +84,7 @@ class Square(Attack):
             return self._search(narrow(model, kept), x[kept], goal[kept], draws.stream(number)[kept])
 
         with torch.no_grad():
-            return in_turn(model, x, goal, self.restarts, search)
+            return in_turn(model, x, goal, self.restarts, search, self.deterministic)
 
     def _search(self, model: nn.Module, x: Tensor, goal: Goal, draws: Draws) -> Tensor:
         """One random search: every tensor below has a row, flat, per image that is still in it, but for ``result``."""
@@ -95,7 +99,7 @@ class Square(Attack):
         for query in range(self.queries):
             if query % BLOCK == 0:
                 block = draws.uniform((BLOCK, numbers))
-            if broken.any():
+            if self.deterministic and broken.any():
                 result[rows[broken]] = best[broken]
                 stays = (~broken).nonzero().squeeze(1)
                 if not len(stays):

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack
-from networks.checkpoint import weights_hash
 
 
 class State:
@@ -71,22 +70,37 @@ def fingerprint(
     attacks: Mapping[str, Attack],
     settings: tuple[Any, ...],
 ) -> str:
-    """A key of all that decides a suite's result: weights, images and how they are batched, attacks, settings."""
-    digest = hashlib.sha256(repr((repr(model), weights_hash(model), settings)).encode())
-    for name, buffer in model.named_buffers():  # those that are not saved decide the logits too
-        digest.update(name.encode() + buffer.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    """A key of what decides a suite's result: weights, images and how they are batched, attacks, settings.
+
+    What a model does beside its weights, buffers and printed form is seen by ``settings``, which hold its answers.
+    """
+    digest = hashlib.sha256(repr((_identity(model), settings)).encode())
     digest.update(repr({name: _described(attack) for name, attack in attacks.items()}).encode())
     for batch in batches:
         for tensor in batch:
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(_bytes(tensor))
         digest.update(b"|")
     return digest.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _identity(model: nn.Module) -> str:
+    """A hash of a module's printed form, parameters and buffers, those that are not saved included."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(name.encode() + _bytes(tensor))
+    return digest.hexdigest()
 
 
 def _described(value: Any) -> Any:
     """An attack's settings as plain values."""
     if isinstance(value, nn.Module):
-        return weights_hash(value)
+        return _identity(value)
+    if isinstance(value, Tensor):
+        return hashlib.sha256(_bytes(value)).hexdigest()
     if isinstance(value, Attack):
         return type(value).__qualname__, {key: _described(part) for key, part in sorted(vars(value).items())}
     if isinstance(value, (list, tuple)):

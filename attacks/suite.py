@@ -11,6 +11,7 @@ from torch import nn
 
 from attacks.autoattack import AutoAttack
 from attacks.base import Attack
+from attacks.crafting import crafting
 from attacks.engine import Batch, Engine, deterministic, unmoved
 from attacks.prepare import prepared
 from attacks.progress import Bar
@@ -21,7 +22,7 @@ from attacks.wrappers import Strong
 
 Rng = Literal["image", "official"]
 Precision = Literal["32", "bf16"]
-LOOK = 2
+LOOK = 4
 
 
 def resolve(attacks: Sequence[Attack], threat: Threat, temperature: float) -> dict[str, Attack]:
@@ -79,7 +80,8 @@ def run_suite(
         rng: ``official`` draws as the authors' AutoAttack does, by one generator for each batch, to compare with it.
         precision: of the search: ``bf16`` is faster on a GPU, and may find less.
         votes: passes whose mean probabilities judge an image; more than 1 for models that draw at random.
-        top: with k above 1, top-k accuracies are kept too; attacks then make all their steps on every image.
+        top: with k above 1, top-k accuracies are kept too. Attacks then make all their steps on every image, so that
+            only those will do that can.
         examples: how many clean and adversarial images to keep, the first ones.
         state: where what is done is kept, batch by batch: a suite that was stopped goes on from there. Whoever has
             written the result calls :meth:`attacks.state.State.finish`.
@@ -95,18 +97,28 @@ def run_suite(
     if votes < 1 or top < 1:
         raise ValueError(f"votes and top must be at least 1, got {votes} and {top}.")
     named = resolve(attacks, threat, temperature)
+    if top > 1 and (stopping := [name for name, attack in named.items() if not attack.exhaustive]):
+        raise ValueError(
+            f"top={top} needs attacks that make all their steps on every image, such as FGSM, PGD, MI-FGSM and APGD "
+            f"from one start; {', '.join(stopping)} stops at the first change of class."
+        )
     if not sum(len(y) for _, y, _ in batches):
         raise ValueError("The suite was given no images to attack.")
     clean = unmoved(model, batches, threat, votes)
-    label = torch.cat([y for _, y, _ in batches]).cpu().numpy()
-    index = torch.cat([index for _, _, index in batches]).cpu().numpy()
-    shown = torch.cat([x[:examples].cpu() for x, _, _ in batches])[:examples].numpy()
-    state = state or State(None)
-    state.open(fingerprint(model, batches, named, (seed, rng, precision, votes, top, examples)))
+    columns = zip(*[(y.cpu(), i.cpu(), x[:examples].cpu()) for x, y, i in batches], strict=True)
+    label, index, shown = (torch.cat(column).numpy() for column in columns)
+    shown = shown[:examples]
     result = SuiteResult(index, label, {CLEAN: clean}, {}, index[:examples], {CLEAN: shown}, top)
     # A few images tell whether the copy computes the same and whether the model draws at random.
     x, y = next((x[:LOOK], y[:LOOK].long()) for x, y, _ in batches if len(y))
-    searcher = prepared(model, x)
+    steady = votes == 1 and deterministic(model, x, y.clone())
+    # A copy of a model that draws at random might have one of its draws built in.
+    searcher = prepared(model, x) if steady else model
+    state = state or State(None)
+    if state.root is not None:
+        with crafting(model), torch.no_grad():
+            answers = (model(x).tolist(), clean.prediction.tolist()) if steady else ()
+        state.open(fingerprint(model, batches, named, (seed, rng, precision, votes, top, examples, answers)))
     with Bar(title, len(label), console) as bar:
         engine = Engine(
             model,
@@ -117,7 +129,7 @@ def run_suite(
             seed,
             official=rng == "official",
             bf16=precision == "bf16",
-            deterministic=votes == 1 and deterministic(model, x, y.clone()),
+            deterministic=steady,
             votes=votes,
             stop=top == 1,
             kept=examples,

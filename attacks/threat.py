@@ -1,5 +1,6 @@
 """Threat models: which perturbations count, and the geometry of their balls."""
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -135,8 +136,10 @@ class Threat:
 
     def holds(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Which images lie in the ball, but for rounding: bool (B,)."""
-        low, high = self.bounds
-        return self.distance(x_adv, x) <= float(self.eps) * (1 + 1e-4) + 1e-6 * (high - low)
+        # Each value is off by as much as an image's last bit.
+        ulp = torch.finfo(x.dtype).eps * max(map(abs, self.bounds))
+        slack = ulp if self.norm == "linf" else ulp * math.sqrt(x.shape[1:].numel())
+        return self.distance(x_adv, x) <= float(self.eps) * (1 + 1e-4) + slack
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """How far each image has moved, in this norm: shape (B,)."""

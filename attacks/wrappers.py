@@ -27,6 +27,10 @@ class Wrapper(Attack):
         self.limited = attack.limited
 
     @property
+    def exhaustive(self) -> bool:
+        return self.attack.exhaustive
+
+    @property
     def budget(self) -> int | None:
         return self.attack.budget
 

@@ -245,7 +245,7 @@ def every(source: Path) -> dict[str, dict[str, Any]]:
         "Square 20 queries": attack("Square", queries=20),
         "DeepFool linf": attack("DeepFool", norm="linf"),
         "DeepFool unlimited": attack("DeepFool", unlimited=True),
-        "CW-l2 20 steps 2 searches unlimited": attack(
+        "CW-l2 20 steps 2 searches c 10 lr 0.1 unlimited": attack(
             "CWL2", steps=20, search_steps=2, lr=0.1, initial_c=10.0, unlimited=True
         ),
         "JSMA": attack("JSMA"),
@@ -281,7 +281,7 @@ def test_every_attack_by_its_class_path(tested, hot_teacher, capsys):
     assert set(listed) - set(limited) == {
         "PGD-3 l2 0.5",
         "DeepFool unlimited",
-        "CW-l2 20 steps 2 searches unlimited",
+        "CW-l2 20 steps 2 searches c 10 lr 0.1 unlimited",
         "JSMA",
         "JSMA logits",
         "JSMA to 3",
@@ -292,7 +292,7 @@ def test_every_attack_by_its_class_path(tested, hot_teacher, capsys):
     held = [outcomes[f"rank/{name}"] == 0 for name in ("clean", "PGD-3 l2 0.5", *limited) if name != "worst case"]
     assert figures["worst case"][0] == pytest.approx(np.logical_and.reduce(held).mean())
     assert figures["DeepFool unlimited"][0] < figures["DeepFool linf"][0]
-    for name in ("DeepFool unlimited", "CW-l2 20 steps 2 searches unlimited", "JSMA"):
+    for name in ("DeepFool unlimited", "CW-l2 20 steps 2 searches c 10 lr 0.1 unlimited", "JSMA"):
         assert figures[f"{name} mean l2"][0] > 0
     # No gradient of the attacked network, and no query to it, was needed.
     assert outcomes["forwards/PGD-3 from hot"].sum() == 0

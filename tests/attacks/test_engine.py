@@ -270,3 +270,43 @@ def test_an_attack_without_gradients_makes_forward_passes_alone(model):
     assert outcome.forwards[ROBUST].tolist() == [10] * 4
     assert not outcome.backwards.any()
     assert (outcome.forwards[~np.array(CLEAN)] == 0).all()
+
+
+# --- models that draw at random ---
+
+
+class Noisy(nn.Module):
+    """The margin with noise of a tenth: a single pass often says what the mean of many does not."""
+
+    def forward(self, x):
+        z = x.flatten(1).mean(1) - 0.5 + 0.1 * torch.randn(len(x))
+        return torch.stack([torch.zeros_like(z), z], 1) * 20
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=10), EOT(PGD(steps=10), 4), PGD(steps=5, restarts=2)])
+def test_a_lucky_pass_does_not_end_an_attack(attack):
+    """An image at 0.45 is only broken by going all the way up; noise says so long before."""
+    torch.manual_seed(0)
+    x, y = torch.full((60, 1, 1, 2), 0.42), torch.zeros(60).long()
+    result = run_suite(Noisy(), [(x, y, torch.arange(60))], [attack], THREAT, votes=400)
+    assert result.right("clean").mean() == 1
+    assert result.right(attack.name).mean() < 0.1
+
+
+def test_no_draw_is_built_into_a_copy(monkeypatch):
+    """A coin for the whole batch comes up the same twice in half of all cases; its generator tells."""
+
+    class Coin(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 1)
+
+        def forward(self, x):
+            side = float(torch.rand(()) < 0.5)
+            return self.conv(x + 0.01 * side).mean((2, 3))
+
+    for seed in range(6):
+        torch.manual_seed(seed)
+        monkeypatch.setattr("attacks.suite.prepared", lambda *_: pytest.fail("a copy was made"))
+        x, y = torch.rand(4, 1, 2, 2), torch.zeros(4).long()
+        run_suite(Coin(), [(x, y, torch.arange(4))], [FGSM()], THREAT)

@@ -262,3 +262,19 @@ def test_another_normalisation_is_another_suite(data):
     """Its constants are buffers that are not saved, and decide every logit."""
     one, other = (nn.Sequential(Normalise([mean] * 3, [0.2] * 3), nn.Flatten()) for mean in (0.4, 0.5))
     assert fingerprint(one, data, {}, ()) != fingerprint(other, data, {}, ())
+
+
+def test_another_behaviour_is_another_suite(data, tmp_path):
+    """A constant that is no weight, buffer or printed form shows in the answers."""
+
+    class Scaled(nn.Module):
+        def __init__(self, model, scale):
+            super().__init__()
+            self.model, self.scale = model, scale
+
+        def forward(self, x):
+            return self.model(x) * self.scale
+
+    torch.manual_seed(0)
+    model = smooth()
+    assert folder_of(Scaled(model, 1.0), data, tmp_path) != folder_of(Scaled(model, 2.0), data, tmp_path)

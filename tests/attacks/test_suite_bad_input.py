@@ -7,7 +7,7 @@ from attack_helpers import Moving, TwoClasses, untouched
 from suite_helpers import CLEAN, LABELS, ROBUST, THREAT, batches, halves, up
 from torch import nn
 
-from attacks import APGD, FGSM, Threat, run_suite
+from attacks import APGD, FGSM, PGD, AutoAttack, DeepFool, Square, Threat, run_suite
 from attacks.state import State
 
 
@@ -170,3 +170,39 @@ def test_what_is_no_logits_is_refused_with_votes_too():
 
     with pytest.raises(ValueError, match="expected"):
         run_suite(Flat(), batches(), [FGSM()], THREAT, votes=2)
+
+
+def test_images_of_sixteen_bits_are_refused(model):
+    """They round an example out of its ball, so that no success would count."""
+    for dtype in (torch.float16, torch.bfloat16):
+        refused(model, batches()[0][0].to(dtype), "float32")
+
+
+def test_an_attack_without_limit_is_no_part_of_autoattack():
+    with pytest.raises(ValueError, match="DeepFool unlimited"):
+        AutoAttack(attacks=[FGSM(), DeepFool(unlimited=True)])
+
+
+def test_a_tuple_is_refused(model):
+    class Pair(nn.Module):
+        def forward(self, x):
+            return model(x), None
+
+    with pytest.raises(ValueError, match="tuple"):
+        run_suite(Pair(), batches(), [FGSM()], THREAT)
+
+
+def test_a_gradient_attack_on_what_has_none_is_refused(model):
+    class Opaque(TwoClasses):
+        @torch.no_grad()
+        def forward(self, x):
+            return super().forward(x)
+
+    with pytest.raises(ValueError, match="no gradient"):
+        run_suite(Opaque(torch.full((2,), 0.5), bias=-0.5), batches(), [FGSM()], THREAT)
+
+
+@pytest.mark.parametrize("attack", [PGD(restarts=2), APGD(targets=1, loss="dlr"), Square(), DeepFool(), AutoAttack()])
+def test_top_k_is_refused_of_attacks_that_stop_at_the_first_change(model, attack):
+    with pytest.raises(ValueError, match="top=2"):
+        run_suite(model, batches(), [attack], THREAT, top=2)
