@@ -4,7 +4,6 @@ from attacks.apgd import APGD
 from attacks.autoattack import AutoAttack
 from attacks.base import Attack, MinimumNorm
 from attacks.carlini import CWL2
-from attacks.compare import Comparison, compare
 from attacks.crafting import RowWise, ascend, crafting, narrow, tempered
 from attacks.curves import Curve
 from attacks.deepfool import DeepFool
@@ -31,7 +30,6 @@ __all__ = [
     "PGD",
     "Attack",
     "AutoAttack",
-    "Comparison",
     "Curve",
     "DeepFool",
     "Draws",
@@ -47,7 +45,6 @@ __all__ = [
     "Threat",
     "Transfer",
     "ascend",
-    "compare",
     "crafting",
     "diagnose",
     "narrow",

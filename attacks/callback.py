@@ -96,6 +96,11 @@ class AttackSuite(pl.Callback):
         self.top = top
         self.keep_images = keep_images
         self.curves = curves or []
+        names = [curve.name for curve in self.curves]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"There are two curves of {', '.join(twice)}; each needs a name, and a figure, of its own."
+            )
         self.diagnose = diagnose
         self.checkpoint = ""  # which weights are tested, as the table calls them
         self.silent = False  # True leaves the table to a later test, which will show these figures too

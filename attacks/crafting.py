@@ -74,8 +74,8 @@ class Tempered(RowWise):
 
     def __init__(self, model: nn.Module, temperature: float) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"A temperature must be positive, got {temperature}.")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"A temperature must be positive and finite, got {temperature}.")
         self.model = model
         self.temperature = temperature
 

@@ -23,6 +23,8 @@ class Curve:
     def __init__(self, attack: Attack, eps: list[Radius] | None = None, steps: list[int] | None = None) -> None:
         if (eps is None) == (steps is None) or not (eps or steps):
             raise ValueError("A curve goes over eps or over steps: give one list of values.")
+        if eps is not None and not attack.limited:
+            raise ValueError(f"{attack.name} counts changes of any length, so that a curve over eps says nothing.")
         if steps is not None and not hasattr(attack, "steps"):
             raise ValueError(f"{attack.name} has no steps to vary: give its curve a list of eps.")
         if steps is not None and min(steps) < 1:

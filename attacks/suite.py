@@ -18,7 +18,7 @@ from attacks.progress import Bar
 from attacks.results import CLEAN, Outcome, SuiteResult
 from attacks.state import State, fingerprint
 from attacks.threat import Threat
-from attacks.wrappers import Strong
+from attacks.wrappers import Strong, Transfer, Wrapper
 
 Rng = Literal["image", "official"]
 Precision = Literal["32", "bf16"]
@@ -114,10 +114,18 @@ def run_suite(
     steady = votes == 1 and deterministic(model, x, y.clone())
     # A copy of a model that draws at random might have one of its draws built in.
     searcher = prepared(model, x) if steady else model
+    with crafting(model), torch.no_grad():
+        logits = model(x)
+    if top > logits.shape[1]:
+        raise ValueError(f"The model has {logits.shape[1]} classes: a top-{top} accuracy says nothing of it.")
+    for attack in named.values():
+        while isinstance(attack, Wrapper):
+            if isinstance(attack, Transfer):
+                attack.require(x, logits.shape[1])
+            attack = attack.attack
     state = state or State(None)
     if state.root is not None:
-        with crafting(model), torch.no_grad():
-            answers = (model(x).tolist(), clean.prediction.tolist()) if steady else ()
+        answers = (logits.tolist(), clean.prediction.tolist()) if steady else ()
         state.open(fingerprint(model, batches, named, (seed, rng, precision, votes, top, examples, answers)))
     with Bar(title, len(label), console) as bar:
         engine = Engine(

@@ -68,6 +68,8 @@ class Strong(Wrapper):
 
     def __init__(self, attack: Attack, temperature: float | None = None) -> None:
         super().__init__(attack)
+        if temperature is not None and not 0 < temperature < float("inf"):
+            raise ValueError(f"A temperature must be positive and finite, got {temperature}.")
         self.temperature = temperature
 
     @property
@@ -160,6 +162,14 @@ class Transfer(Wrapper):
 
     def evaluating(self, deterministic: bool = True) -> Self:
         return self
+
+    def require(self, x: Tensor, classes: int) -> None:
+        """Raises ValueError where the source does not tell these images apart into as many classes."""
+        source = self.source.to(x.device)
+        with crafting(source), torch.no_grad():
+            found = source(x).shape[1]
+        if found != classes:
+            raise ValueError(f"{self.label} has {found} classes, the attacked model {classes}: give another source.")
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         source = self.source.to(x.device)
