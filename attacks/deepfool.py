@@ -132,15 +132,17 @@ class DeepFool(MinimumNorm):
         for _ in range(gaps.shape[1]):
             guess = torch.where(slopes > 0, depth / slopes, 0).masked_fill(looked, torch.inf)
             guess, chosen = guess.min(1, keepdim=True)
-            if not (guess.squeeze(1) < SLACK * distance).any():
+            wanted = guess.squeeze(1) < SLACK * distance
+            if not wanted.any():
                 break
             (gradient,) = torch.autograd.grad(gaps.gather(1, chosen).sum(), x, retain_graph=True)
             steepest = Threat(self.norm).steepest(gradient)
             slope = (gradient * steepest).flatten(1).sum(1)  # the dual norm of the gradient
-            slopes.scatter_(1, chosen, slope[:, None])
+            # An image that wants no more is not told what others have asked for: its path is its own.
+            slopes.scatter_(1, chosen, torch.where(wanted, slope, slopes.gather(1, chosen).squeeze(1))[:, None])
             looked.scatter_(1, chosen, True)
             reach = depth.gather(1, chosen).squeeze(1) / slope  # 0 / 0 is NaN, and so never nearer
-            nearer = reach < distance
+            nearer = wanted & (reach < distance)
             distance = torch.where(nearer, reach, distance)
             direction = torch.where(nearer.view(-1, *[1] * (x.dim() - 1)), steepest, direction)
         return distance, direction

@@ -3,10 +3,12 @@
 import hashlib
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from zipfile import BadZipFile
 
 import numpy as np
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack
+
+NEEDED = ("where", "prediction", "rank", "linf", "l2", "forwards", "backwards", "seconds", "x_adv")
 
 
 class State:
@@ -40,9 +44,9 @@ class State:
             return None
         try:
             with np.load(path) as file:
-                done = dict(file)
-        except (EOFError, OSError, ValueError, BadZipFile):
-            return None  # cut short when the machine went down: that batch is attacked again
+                done = {name: file[name] for name in {*file.files, *NEEDED}}
+        except (EOFError, KeyError, OSError, TypeError, ValueError, BadZipFile, zlib.error):
+            return None  # cut short when the machine went down, or of another make: that batch is attacked again
         # Other positions would mean that an earlier stage was redone otherwise.
         return done if np.array_equal(done.pop("where"), where) else None
 
@@ -52,7 +56,7 @@ class State:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(self.folder, stage, batch)
-        partial = path.with_name(f".{path.stem}.partial.npz")
+        partial = path.with_name(f".{path.stem}.{uuid4().hex}.partial.npz")  # the same suite may run twice at once
         np.savez(partial, where=where, **done)  # type: ignore[arg-type]
         os.replace(partial, path)
 
@@ -84,7 +88,9 @@ def fingerprint(
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    # A single element taken from every second is called contiguous, and has a stride of 2 all the same.
+    whole = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return whole.flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _identity(model: nn.Module) -> str:
