@@ -150,7 +150,7 @@ def test_a_file_that_was_not_finished_is_ignored(tmp_path, monkeypatch):
         patch.setattr("os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             state.write("001", 0, where, part(where))
-    assert len(list(state.folder.glob("[!.]*"))) == 1
+    assert len(list(state.folder.glob(".*"))) == 1
     assert state.read("001", 0, where) is None
     state.write("001", 0, where, part(where))
     assert state.read("001", 0, where)["rank"].tolist() == [0, 1, 2]
