@@ -38,12 +38,14 @@ def new_folder(runs: Path, name: str, subcommand: str) -> Path:
     """
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     stem = stamp if subcommand == "fit" else f"{stamp}-{subcommand}"
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        (runs / name).mkdir(parents=True, exist_ok=True)  # what stands in its place is an error, not another run
     for number in count(1):
         folder = runs / name / (stem if number == 1 else f"{stem}-{number}")
         if getattr(rank_zero_only, "rank", 0) != 0:
             break
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
         except FileExistsError:
             continue
         break

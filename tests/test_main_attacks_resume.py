@@ -288,7 +288,6 @@ def test_no_folder_to_keep_parts_in(words, command, tmp_path):
     assert ".unfinished" in ended.err.split("rror: ")[-1]
 
 
-@pytest.mark.xfail(strict=True, reason="new_folder tries for ever: a link's target that is missing looks like a folder")
 def test_run_folder_that_is_a_dead_link(tmp_path):
     from lightning_modules.run_folder import new_folder
 
