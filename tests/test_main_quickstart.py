@@ -56,7 +56,7 @@ def test_quickstart(quickstart, tmp_path):
     assert sorted(outcomes["index"]) == list(range(360))
     right = [p == y for p, y in zip(outcomes["prediction/PGD-20"], outcomes["label"], strict=True)]
     assert sum(right) / 360 == student["PGD-20"]
-    assert max(outcomes["distance/PGD-20"]) <= 0.15 + 1e-6
+    assert max(outcomes["linf/PGD-20"]) <= 0.15 + 1e-6
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"] == "lightning_modules.ARD"
     assert json.loads((folder / "environment.json").read_text())["packages"]["torch"] == version("torch")
     assert 'python main.py fit --config "$(dirname "$0")/config.yaml"' in (folder / "command.sh").read_text()
