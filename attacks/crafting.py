@@ -1,5 +1,6 @@
 """The contract between an attack and the model that it attacks: nothing of the model changes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -53,12 +54,12 @@ def crafting(model: nn.Module, batchnorm: BatchNorm = "eval") -> Iterator[None]:
                 buffer.copy_(before)
 
 
-class RowWise(nn.Module):
+class RowWise(nn.Module, ABC):
     """A model that knows which images it is given, because something of it belongs to each: a count, a head, a draw."""
 
+    @abstractmethod
     def narrowed(self, kept: Tensor) -> nn.Module:
         """The model for a part of the images, chosen by a mask or by positions."""
-        raise NotImplementedError
 
 
 def narrow(model: nn.Module, kept: Tensor) -> nn.Module:
