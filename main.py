@@ -2,14 +2,14 @@
 
 import logging
 import os
-import re
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NoReturn
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -24,6 +24,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from attacks.callback import AttackSuite
 from datamodules import Images
 from lightning_modules import Regime
+from lightning_modules.averaging import Averaging, check_decay
+from lightning_modules.flavours import Expansion, Section, expansion
 from lightning_modules.on_demand import (
     COMPLETE,
     LOCK,
@@ -31,9 +33,11 @@ from lightning_modules.on_demand import (
     checkpoint_in,
     command,
     effective_config,
+    name_of,
     place,
     train_once,
 )
+from lightning_modules.parser import Parser, sentence
 from lightning_modules.run_folder import RunFolder, loggers, new_folder
 from networks.checkpoint import first_line
 
@@ -50,23 +54,6 @@ for message in (
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
 
 
-def sentence(message: str) -> str:
-    """What is wrong, out of a message in which jsonargparse says all that it tried."""
-    lines = [line.strip().removeprefix("- ").rstrip(":") for line in message.splitlines()]
-    noise = r"Parser key \S+$|Does not validate|Subtypes|Errors$|Given value|Expected a <class 'NoneType'>"
-    return ": ".join(dict.fromkeys(line for line in lines if line and not re.match(noise, line)))
-
-
-class Parser(LightningArgumentParser):
-    """Ends with one sentence, without the usage of two hundred options."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:
-            super().error(message, ex)
-        sys.stderr.write(f"Error: {sentence(message)}\n")
-        self.exit(2)
-
-
 class CLI(LightningCLI):
     """LightningCLI with a run folder, teachers on demand and an attack suite after ``fit`` and in ``test``."""
 
@@ -75,6 +62,8 @@ class CLI(LightningCLI):
         parser.add_argument("--runs", type=str, default="runs", help="Where runs are kept.")
         parser.add_argument("--wandb", type=bool, default=True, help="Log to W&B: online if logged in, else offline.")
         parser.add_argument("--train_teacher", type=bool, default=False, help="Train a missing teacher first.")
+        parser.add_argument("--ema", type=float | None, default=None, help="Decay of an average of the weights.")
+        parser.add_argument("--flavour", type=Section | None, default=None, help="One of the 20 flavours, by its name.")
         parser.add_lightning_class_args(AttackSuite, "suite")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -93,6 +82,22 @@ class CLI(LightningCLI):
         # A checkpoint runs no code unless its owner says so; the suite's table says what Lightning's would.
         parser.set_defaults({"weights_only": True} | ({"verbose": False} if subcommand == "test" else {}))
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        words = sys.argv[1:] if args is None else args
+        verb = next((number for number, word in enumerate(words, 1) if word in self.subcommands()), len(words))
+        self.flavour, behind = self._spelt_out(words[verb:])
+        self.config = parser.parse_args([*words[:verb], *behind])
+
+    def _spelt_out(self, words: list[str]) -> tuple[Expansion | None, list[str]]:
+        """A subcommand's arguments with the flavour that they name, if any, spelt out among them."""
+        reader = self.init_parser(exit_on_error=False)
+        reader.add_argument("--flavour", type=Section | None)
+        try:
+            flavour = expansion(words, reader)
+        except ArgumentError as error:
+            raise ValueError(f"flavour cannot be read: {sentence(str(error))}") from error
+        return flavour, words if flavour is None else flavour.words(words)
 
     def _parse_ckpt_path(self) -> None:
         # A checkpoint's hyper-parameters win over the command line, which spares repeating the architecture; but a
@@ -113,7 +118,14 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        given = [str(path) for path in config.get("config") or []]
+        check_decay(config.ema)
+        if self.flavour is not None:
+            model, called = self._plain(config)["model"], str(self.flavour.flavour)
+            if self.subcommand == "fit":
+                self.flavour.require(model)
+            elif self.flavour.fault(model) and config.name == called:
+                config.name = None  # the checkpoint is another's
+        given = [str(path) for path in config.get("config") or [] if path]  # None: what was given in a file's place
         config.name = config.name or (Path(given[0]).stem if given else self.subcommand)
         if Path(config.name).name != config.name:
             raise ValueError(f"A run's name becomes a folder in --runs, got {config.name!r}.")
@@ -135,11 +147,13 @@ class CLI(LightningCLI):
 
         The student has been built by now, so that its faults do not cost a teacher's training; the Trainer has not.
         """
+        _ = self.datamodule.omitted  # refuses a class that does not exist
         teacher = config.model.init_args.get("teacher")
         if teacher is None or teacher.config is None or teacher.checkpoint is not None or teacher.module is not None:
             return
-        effective = effective_config(self._parse_fit, self._plain(config))
-        runs, name = Path(config.runs), Path(teacher.config).stem
+        student = self._plain(config)
+        effective = effective_config(self._parse_fit, student)
+        runs, name = Path(config.runs), name_of(effective, teacher.config)
         found = place(effective, runs, name)
         if config.train_teacher:
             checkpoint = train_once(effective, runs, name)
@@ -147,8 +161,8 @@ class CLI(LightningCLI):
             checkpoint = checkpoint_in(found)
         else:
             raise FileNotFoundError(
-                f"The teacher of {teacher.config} does not exist yet. Set --train_teacher true, or train it with: "
-                f"{command(self._parse_fit, teacher.config, effective)}, then name --model.teacher.checkpoint."
+                f"The teacher {name} of {teacher.config} does not exist yet. Set --train_teacher true, or train it "
+                f"with: {command(self._parse_fit, student)}, then name --model.teacher.checkpoint."
             )
         # Where it is, for the run's config, for this run, and for the student's checkpoint.
         teacher.checkpoint = self.model.source.checkpoint = str(checkpoint)
@@ -164,6 +178,8 @@ class CLI(LightningCLI):
         callbacks.append(RunFolder(self.folder, saved, str(self.subcommand)))
         if config.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(RichProgressBar())
+        if self.subcommand == "fit" and config.ema is not None:
+            callbacks.append(Averaging(config.ema))
         # Lightning's own save_last only follows the best; a fit that is stopped goes on from the last epoch.
         last = ModelCheckpoint(
             config.checkpoint.dirpath, "last", enable_version_counter=False, save_on_train_epoch_end=True
@@ -204,7 +220,19 @@ class CLI(LightningCLI):
         return yaml.safe_load(parser.dump(config, skip_unset=False, skip_link_targets=True))
 
     def _parse_fit(self, arguments: list[str]) -> dict[str, Any]:
-        return self._plain(self._parser("fit").parse_args(arguments), "fit")
+        """A fit's config as plain values; ValueError for one that is none."""
+        flavour, words = self._spelt_out(arguments)
+        parser = self._parser("fit")
+        parser.exit_on_error = False
+        try:
+            config = self._plain(parser.parse_args(words), "fit")
+        except ArgumentError as error:
+            raise ValueError(sentence(str(error))) from error
+        finally:
+            parser.exit_on_error = True
+        if flavour is not None:
+            flavour.require(config["model"])
+        return config
 
 
 def _step(checkpoint: Path) -> int:

@@ -43,7 +43,8 @@ class Batches(Sequence[tuple[Tensor, Tensor, Tensor]]):
         return len(self.parts)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        return self.data.batch("test", self.parts[position])
+        x, y, index, *_ = self.data.batch("test", self.parts[position])
+        return x, y, index
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         return (self[position] for position in range(len(self)))
@@ -54,7 +55,8 @@ class AttackSuite(pl.Callback):
 
     Figures go to the logger, to ``results.jsonl`` and ``results.csv`` in the run's folder and to a table; what became
     of each image goes to ``outcomes/*.parquet``, a few pictures to ``figures/``. Under DDP every process attacks its
-    own share of the images, each image once. The evaluation is in float32, whatever the training's precision.
+    own share of the images, each image once. The evaluation is in float32, whatever the training's precision. Where
+    training left out a class, every accuracy is told without that class and on it alone, too.
 
     Args:
         attacks: the attacks, each alone against the network; those that state no threat model get this one.
@@ -128,7 +130,7 @@ class AttackSuite(pl.Callback):
     def _evaluate(
         self,
         trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        pl_module: Any,
         network: nn.Module,
         role: str,
         checkpoint: str,
@@ -171,7 +173,9 @@ class AttackSuite(pl.Callback):
         result = run(self.attacks, role, self.top, len(shard) if self.keep_images else COUNT)
         named = resolve(self.attacks, threat, temperature)
         gammas = {name: jsma.gamma for name, jsma in named.items() if isinstance(jsma, JSMA) and jsma.target is None}
-        records = signed([*result.records(), *reached(result, gammas)])
+        own = pl_module.records() if role != "teacher" else []
+        parts = result.left_out(*data.omitted) if data.omitted else []
+        records = signed([*result.records(), *reached(result, gammas), *own, *parts])
         self.results[role, checkpoint] = records
         prefix = "test" if role != "teacher" else "test/teacher"
         # Every process holds the same figures, so their mean is the figure.

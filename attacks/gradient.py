@@ -130,11 +130,16 @@ class PGD(Attack):
         return runs * (self.steps + (runs > 1)) + bool(self.targets)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        return self.maximise(model, x, Goal(self.loss, y), draws)
+
+    def maximise(self, model: nn.Module, x: Tensor, goal: Goal, draws: Draws) -> Tensor:
+        """The attack on a goal of one's own; called inside :func:`attacks.crafting.crafting`."""
+
         def climb(kept: Tensor, number: int, goal: Goal) -> Tensor:
             start = self.threat.start(x[kept], draws.stream(number)[kept]) if self.random_start else x[kept]
             return self._climb(narrow(model, kept), x[kept], goal, start)
 
-        return with_restarts(model, x, Goal(self.loss, y), self.restarts, self.targets, climb, self.deterministic)
+        return with_restarts(model, x, goal, self.restarts, self.targets, climb, self.deterministic)
 
     def _climb(self, model: nn.Module, x: Tensor, goal: Goal, x_adv: Tensor) -> Tensor:
         """One run of K steps."""

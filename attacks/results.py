@@ -14,6 +14,7 @@ from attacks.records import Record, mean, share
 
 CLEAN = "clean"
 WORST = "worst case"
+WITHOUT, ONLY = "without", "only"  # how the figures of a part of the images end: ``clean without 3``, ``clean only 3``
 THREATS = b"threats"  # where a file of outcomes says what each attack was allowed
 COLUMNS = ("prediction", "rank", "linf", "l2", "forwards", "backwards", "attacked")  # one value per image
 
@@ -126,6 +127,23 @@ class SuiteResult:
     examples: dict[str, np.ndarray] = field(default_factory=dict)
     top: int = 1
 
+    def __getitem__(self, rows: np.ndarray) -> "SuiteResult":
+        """The result of some of the images, as if they had been all: what each cost, but the time of all.
+
+        Args:
+            rows: their positions, int (k,), or which they are, bool (n,).
+        """
+        index = self.index[rows]
+        kept = np.isin(self.shown, index)
+        return replace(
+            self,
+            index=index,
+            label=self.label[rows],
+            outcomes={name: outcome[rows] for name, outcome in self.outcomes.items()},
+            shown=self.shown[kept],
+            examples={name: images[kept] for name, images in self.examples.items()},
+        )
+
     @property
     def attacks(self) -> list[str]:
         """The attacks' names, in their order."""
@@ -184,6 +202,22 @@ class SuiteResult:
             seconds = sum(self.outcomes[name].seconds for name in (CLEAN, *self.radii))
             yield share(WORST, int(self.right(WORST).sum()), n, seconds, threats)
 
+    def left_out(self, label: int, name: str) -> Iterator[Record]:
+        """Accuracy, clean, under each attack and under all, on the images without a class and on those of it alone.
+
+        They took no time beyond that of the whole, and a part without images has no figures.
+
+        Args:
+            label: the class.
+            name: what it is called.
+        """
+        wanted = {CLEAN, *self.radii, WORST}  # an attack as a whole
+        for which, rows in ((WITHOUT, self.label != label), (ONLY, self.label == label)):
+            for record in self[rows].records() if rows.any() else ():
+                if record.metric in wanted:
+                    metric = f"{record.metric} {which} {name}"
+                    yield replace(record, metric=metric, seconds=0.0, forwards=0.0, backwards=0.0)
+
     def write(self, path: Path) -> None:
         """Writes one row per image to a Parquet file, so that any two runs can be compared image by image."""
         columns: dict[str, object] = {"index": self.index, "label": self.label}
@@ -205,15 +239,12 @@ class SuiteResult:
     @classmethod
     def merge(cls, parts: Sequence["SuiteResult"]) -> "SuiteResult":
         """The result over shards of one test set, in the order of the index, each image once."""
-        index, first = np.unique(np.concatenate([part.index for part in parts]), return_index=True)
-        names = parts[0].outcomes
-        outcomes = {name: Outcome.join([part.outcomes[name] for part in parts])[first] for name in names}
-        label = np.concatenate([part.label for part in parts])[first]
-        return replace(
+        joined = replace(
             parts[0],
-            index=index,
-            label=label,
-            outcomes=outcomes,
+            index=np.concatenate([part.index for part in parts]),
+            label=np.concatenate([part.label for part in parts]),
+            outcomes={name: Outcome.join([part.outcomes[name] for part in parts]) for name in parts[0].outcomes},
             shown=np.concatenate([part.shown for part in parts]),
             examples={name: np.concatenate([part.examples[name] for part in parts]) for name in parts[0].examples},
         )
+        return joined[np.unique(joined.index, return_index=True)[1]]

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from attacks.records import Record
-from attacks.results import CLEAN, WORST
+from attacks.results import CLEAN, ONLY, WITHOUT, WORST
 
 Results = Mapping[tuple[str, str], Sequence[Record]]
 
@@ -23,12 +24,24 @@ def _table(results: Results, title: str) -> tuple[Table, list[str], list[dict[st
     for name, _ in columns:
         table.add_column(name, justify="right")
     metrics = list(dict.fromkeys(record.metric for _, records in columns for record in records))
-    metrics.sort(key=lambda metric: metric == WORST)  # the sum of all goes last
+    metrics.sort(key=lambda metric: metric.startswith(WORST))  # the sum of all goes last
     return table, metrics, [{record.metric: record for record in records} for _, records in columns]
 
 
+def _parts(metrics: Sequence[str]) -> dict[str, list[str]]:
+    """The metrics of all images, then those of each part, by how they end."""
+    parts = [m.removeprefix(CLEAN) for m in metrics if m.startswith((f"{CLEAN} {WITHOUT} ", f"{CLEAN} {ONLY} "))]
+    rows: dict[str, list[str]] = {part: [] for part in ("", *parts)}
+    for metric in metrics:
+        rows[next((part for part in parts if metric.endswith(part)), "")].append(metric)
+    return rows
+
+
 def accuracies(results: Results, title: str) -> Table:
-    """A row per attack, a column per network: accuracy, or the mean length of the changes, with 95 % intervals."""
+    """A row per attack, a column per network: accuracy, or the mean length of the changes, with 95 % intervals.
+
+    Figures of a part of the images follow those of all, below the part's name.
+    """
 
     def cell(record: Record | None) -> str:
         if record is None:
@@ -38,9 +51,13 @@ def accuracies(results: Results, title: str) -> Table:
         return f"{record.value:.1%} [{record.low:.1%}, {record.high:.1%}]".replace("%", "")
 
     table, metrics, found = _table(results, title)
-    for position, metric in enumerate(metrics):
-        last = metric == CLEAN or metrics[position + 1 : position + 2] == [WORST]
-        table.add_row(metric, *[cell(records.get(metric)) for records in found], end_section=last)
+    for part, rows in _parts(metrics).items():
+        if part:
+            table.add_row(Text(part.strip(), style="bold"))
+        for metric, following in zip(rows, [*rows[1:], None], strict=True):
+            last = following is None or (not part and (metric == CLEAN or following == WORST))
+            cells = [cell(records.get(metric)) for records in found]
+            table.add_row(metric.removesuffix(part), *cells, end_section=last)
     return table
 
 

@@ -1,6 +1,7 @@
 """What every dataset shares: images in memory, three splits, and batches put together on the training device."""
 
 import os
+import textwrap
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -30,11 +31,18 @@ class Batch(NamedTuple):
         y: labels, int64 (B,) in [0, classes).
         index: the images' positions in the array that they come from, int64 (B,). Training and validation images
             share the training set's array, so an index names one image for the whole of a run.
+        undisturbed: the images before a regime's noise was added to them; None where there is none.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which no one needs here
+    undisturbed: Tensor | None = None
+
+    @property
+    def clean(self) -> Tensor:
+        """The images without noise: what a teacher sees."""
+        return self.x if self.undisturbed is None else self.undisturbed
 
 
 class Indices(NamedTuple):
@@ -73,6 +81,8 @@ class Images(pl.LightningDataModule, ABC):
         augment: shift (by up to 4 pixels) and mirror the training images; the other splits never are.
         validation: share of the training set that is held out for validation, in [0, 1).
         split_seed: seed of that split; the same seed, the same split.
+        omit: a class, in [0, classes), whose images are left out of training and validation; the test keeps them, and
+            the suite says how well they are told. None leaves out none.
 
     Raises:
         ValueError: if ``validation`` is not in [0, 1).
@@ -85,6 +95,7 @@ class Images(pl.LightningDataModule, ABC):
         augment: bool = False,
         validation: float = 0.1,
         split_seed: int = 0,
+        omit: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= validation < 1:
@@ -94,6 +105,7 @@ class Images(pl.LightningDataModule, ABC):
         self.augment = augment
         self.validation = validation
         self.split_seed = split_seed
+        self.omit = omit
         self._sources: dict[tuple[bool, torch.device], tuple[Tensor, Tensor]] = {}
 
     @property
@@ -110,12 +122,31 @@ class Images(pl.LightningDataModule, ABC):
             labels: int64 (N,) in [0, classes).
         """
 
+    @property
+    def omitted(self) -> tuple[int, str] | None:
+        """The class that is left out and its name, its number again where it has none; None where none is left out.
+
+        Raises:
+            ValueError: if the dataset has no such class.
+        """
+        if self.omit is None:
+            return None
+        facts = self.facts
+        if not 0 <= self.omit < facts.classes:
+            names = f" ({textwrap.shorten(', '.join(facts.names), 200, placeholder=' …')})" if facts.names else ""
+            raise ValueError(
+                f"omit={self.omit} names no class: give one of 0 to {facts.classes - 1}{names}, or null for none."
+            )
+        return self.omit, facts.names[self.omit] if facts.names else str(self.omit)
+
     def setup(self, stage: str | None = None) -> None:
         """Loads what the stage needs, once.
 
         Raises:
-            ValueError: if an image or a label contradicts the facts, or no training image is left.
+            ValueError: if there is no class such as ``omit``, an image or a label contradicts the facts, or no
+                training image is left.
         """
+        _ = self.omitted  # before anything is loaded
         if stage in ("fit", "validate", None):
             self.split_index("train")
         if stage in ("test", "predict", None):
@@ -123,14 +154,23 @@ class Images(pl.LightningDataModule, ABC):
 
     def split_index(self, split: Split) -> Tensor:
         """The split's indices in ascending order, int64 (N,); those of train and validation are of one array."""
-        count = len(self._source(split != "test", torch.device("cpu"))[1])
+        labels = self._source(split != "test", torch.device("cpu"))[1]
+        count = len(labels)
         if split == "test":
             return torch.arange(count)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.split_seed))
         held_out = round(self.validation * count)
         if held_out == count:
             raise ValueError(f"Validation takes all {count} training images; lower validation={self.validation}.")
-        return (order[held_out:] if split == "train" else order[:held_out]).sort().values
+        index = (order[held_out:] if split == "train" else order[:held_out]).sort().values
+        if self.omitted is None:
+            return index
+        omit, name = self.omitted
+        # After the split, so that the other images are held out as they are where nothing is omitted.
+        index = index[labels[index] != omit]
+        if split == "train" and not len(index):
+            raise ValueError(f"All training images are of the omitted class {name}: omit another or lower validation.")
+        return index
 
     def batch(self, split: Split, index: Tensor | None = None, augment_key: Sequence[int] | None = None) -> Batch:
         """Puts a batch together, on the device of its index.

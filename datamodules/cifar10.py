@@ -16,16 +16,19 @@ class CIFAR10(Published):
     Args:
         root: folder that holds the downloads.
         augment: shift and mirror the training images.
-        kwargs: see :class:`Images`.
+        kwargs: see :class:`Published`.
     """
 
     source = datasets.CIFAR10
     folder = "cifar-10-batches-py"
+    own = Facts(
+        classes=10,
+        channels=3,
+        size=32,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        names=NAMES,
+    )
 
     def __init__(self, root: str = "data", augment: bool = True, **kwargs: Any) -> None:
         super().__init__(root, augment=augment, **kwargs)
-
-    @property
-    def facts(self) -> Facts:
-        mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-        return Facts(classes=10, channels=3, size=32, mean=mean, std=std, names=NAMES)

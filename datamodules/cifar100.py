@@ -24,16 +24,19 @@ class CIFAR100(Published):
     Args:
         root: folder that holds the downloads.
         augment: shift and mirror the training images.
-        kwargs: see :class:`Images`.
+        kwargs: see :class:`Published`.
     """
 
     source = datasets.CIFAR100
     folder = "cifar-100-python"
+    own = Facts(
+        classes=100,
+        channels=3,
+        size=32,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        names=NAMES,
+    )
 
     def __init__(self, root: str = "data", augment: bool = True, **kwargs: Any) -> None:
         super().__init__(root, augment=augment, **kwargs)
-
-    @property
-    def facts(self) -> Facts:
-        mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-        return Facts(classes=100, channels=3, size=32, mean=mean, std=std, names=NAMES)

@@ -1,5 +1,6 @@
 """Datasets that torchvision downloads and reads."""
 
+from dataclasses import replace
 from http.client import HTTPException
 from typing import Any, ClassVar
 from urllib.error import URLError
@@ -9,6 +10,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from datamodules.base import Images
+from networks.base import Facts
 from networks.checkpoint import first_line
 
 # What torchvision raises on a file that is missing, cut short or altered; it has no error of its own.
@@ -20,15 +22,26 @@ class Published(Images):
 
     Args:
         root: folder that holds the downloads; created where it does not exist.
+        mean: per-channel mean to normalise by, in [0, 1]; by default that of the training images.
+        std: per-channel standard deviation to normalise by, in [0, 1]; by default that of the training images.
         kwargs: see :class:`Images`.
     """
 
     source: ClassVar[type[datasets.MNIST] | type[datasets.CIFAR10]]
     folder: ClassVar[str]  # where torchvision puts the files, below root
+    own: ClassVar[Facts]  # with mean and deviation of the training images
 
-    def __init__(self, root: str = "data", **kwargs: Any) -> None:
+    def __init__(
+        self, root: str = "data", mean: list[float] | None = None, std: list[float] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.root = root
+        self.mean = self.own.mean if mean is None else tuple(mean)
+        self.std = self.own.std if std is None else tuple(std)
+
+    @property
+    def facts(self) -> Facts:
+        return replace(self.own, mean=self.mean, std=self.std)
 
     def prepare_data(self) -> None:
         """Downloads what is missing.

@@ -14,8 +14,9 @@ from lightning_modules.losses import cross_entropy, trades
 class AdversarialTraining(Regime):
     """``CE(z(x'), y)``, x' crafted on the network as it stands.
 
-    Source: Madry et al. 2018, eq. 2.1 (the AT of papers 002 and 003). With K steps per attack, K + 1 forwards and
-    backwards per step.
+    Source: Madry et al. 2018, eq. 2.1 (the AT of papers 002 and 003).
+
+    Per step: student K + 1 forwards, K + 1 backwards.
 
     Args:
         attack: crafts x'.
@@ -34,8 +35,9 @@ class TRADES(Regime):
     """``CE(z(x), y) + b KL(p(z(x)) || p(z(x')))``, x' crafted to maximise that KL.
 
     Source: Zhang et al. 2019, eq. 5. The target is not detached: gradients flow through both sides. The authors' code
-    starts at x + 0.001 N(0, 1), ours anywhere in the ball; at x itself the KL has no gradient. K + 3 forwards and
-    K + 1 backwards per step, one of the forwards without a graph.
+    starts at x + 0.001 N(0, 1), ours anywhere in the ball; at x itself the KL has no gradient.
+
+    Per step: student K + 3 forwards, K + 2 backwards.
 
     Args:
         attack: crafts x'; its loss must be ``kl``.
@@ -44,14 +46,14 @@ class TRADES(Regime):
 
     def __init__(self, attack: Attack, beta: float = 6.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if getattr(attack, "loss", None) != "kl" or not getattr(attack, "random_start", False):
+        self.attack = self.bind(attack, climbs_kl=True)
+        if not getattr(attack, "random_start", False):
             raise ValueError(
-                "TRADES climbs a KL divergence, which has no gradient at the image itself: "
-                "give it attacks.PGD with loss: kl and random_start: true."
+                "TRADES climbs a KL divergence, which has no gradient at the image itself: give its attack "
+                "random_start: true."
             )
         if beta < 0:
             raise ValueError(f"beta must be at least 0, got {beta}.")
-        self.attack = self.bind(attack)
         self.beta = beta
 
     def step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Logs]:

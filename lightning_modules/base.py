@@ -1,23 +1,32 @@
 """The base of every regime: one step to override, everything else here."""
 
+import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from attacks import PGD, Attack, Draws, Threat, tempered
+from attacks.records import Record
 from datamodules import Batch
+from lightning_modules.noise import Moment, Noise
 from networks import Facts
 
 Logs = dict[str, Tensor]
-ATTACK = 1
+Bound = TypeVar("Bound", bound=Attack)
+# What a step draws for; each has a stream of its own, and augmentation, keyed by seed and epoch, another.
+ATTACK, NOISE = 1, 2
+COLLAPSED = 0.5  # a robust accuracy below this share of its best is no fluctuation
 
 
 class Regime(pl.LightningModule, ABC):
@@ -31,15 +40,18 @@ class Regime(pl.LightningModule, ABC):
         optimizer: builds the optimiser from the parameters.
         scheduler: builds the learning-rate schedule from the optimiser; None keeps the rate.
         scheduler_interval: whether the schedule counts epochs or optimiser steps.
+        noise: sources of noise in training (see :mod:`lightning_modules.noise`), applied in this order.
 
     Attributes:
         trained_at: temperature that the network's softmax is trained at; strong attacks divide by it.
         replays: how often each mini-batch is seen in a row (free adversarial training).
         attack: crafts training examples; only regimes that do so have one.
+        has_teacher: whether a teacher takes part, whose word noise may disturb.
     """
 
     attack: Attack
 
+    has_teacher: ClassVar[bool] = False
     trained_at: float = 1.0
     replays: int = 1
 
@@ -50,19 +62,27 @@ class Regime(pl.LightningModule, ABC):
         optimizer: OptimizerCallable = torch.optim.SGD,
         scheduler: LRSchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
+        noise: list[Noise] | None = None,
     ) -> None:
         super().__init__()
         # What a checkpoint needs to rebuild itself; from the command line these are plain values.
-        self.save_hyperparameters(logger=False)
+        # What a regime fixes for the classes that it builds on is no argument of its own.
+        *inner, outer = collect_init_args(inspect.currentframe(), [])  # type: ignore[arg-type]
+        self.save_hyperparameters(ignore=sorted({key for given in inner for key in given} - outer.keys()), logger=False)
         self.facts = _facts(facts)
         self.network = network(self.facts)
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.scheduler_interval = scheduler_interval
+        self.noise = noise or []
+        if deaf := [type(source).__name__ for source in self.noise if source.needs_teacher and not self.has_teacher]:
+            raise ValueError(f"{deaf[0]} disturbs a teacher, and {type(self).__name__} has none: use a distiller.")
         accuracy = MulticlassAccuracy(self.facts.classes, average="micro")
         self.val_accuracy, self.val_robust_accuracy, self.test_accuracy = (accuracy.clone() for _ in range(3))
         self.val_loss = MeanMetric()
         self._finite = torch.ones((), dtype=torch.bool)
+        self._best_robust = 0.0
+        self._collapsed = False
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
     # What a regime is
@@ -70,6 +90,11 @@ class Regime(pl.LightningModule, ABC):
     @abstractmethod
     def step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Logs]:
         """One training step: the loss, and further scalars to log under ``train/``."""
+
+    @property
+    def hears_labels(self) -> bool:
+        """Whether the labels have any word in training."""
+        return True
 
     @property
     def threat(self) -> Threat | None:
@@ -81,13 +106,23 @@ class Regime(pl.LightningModule, ABC):
         """The held-out figure that chooses the best checkpoint."""
         return "val/acc" if self.threat is None else "val/robust_acc"
 
-    def bind(self, attack: Attack) -> Attack:
-        """The attack in the dataset's box."""
+    def bind(self, attack: Bound, climbs_kl: bool = False) -> Bound:
+        """The attack in the dataset's box.
+
+        Args:
+            attack: the attack.
+            climbs_kl: whether the regime gives it distributions to move away from, rather than labels.
+
+        Raises:
+            ValueError: where its loss does not fit that.
+        """
+        if (getattr(attack, "loss", None) == "kl") != climbs_kl:
+            what = "along a KL divergence: give it attacks.PGD with" if climbs_kl else "against labels: not with"
+            raise ValueError(f"{type(self).__name__} crafts its examples {what} loss: kl.")
         return attack.under(attack.threat.within(self.facts.box))
 
     def draws(self, batch: Batch) -> Draws:
         """This step's random draws: they follow from seed, step and image, whatever the batch or the process."""
-        # The word keeps them apart from augmentation's, which are keyed by seed and epoch.
         return Draws(batch.index, (self.seed, self.global_step, ATTACK))
 
     def craft(self, batch: Batch, target: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -101,7 +136,32 @@ class Regime(pl.LightningModule, ABC):
         y = batch.y if target is None else target
         return self.attack(tempered(self.network, temperature), batch.x, y, self.draws(batch))
 
+    def records(self) -> list[Record]:
+        """Further figures of a test, for its table and its files."""
+        return []
+
+    # Noise
+
+    def moments(self, batch: Batch) -> Iterator[tuple[Noise, Moment]]:
+        """The sources of noise in their order, each with what it draws from."""
+        for number, noise in enumerate(self.noise):
+            yield noise, Moment(batch.index, (self.seed, NOISE, number), self.current_epoch, self.global_step)
+
+    def disturbed(self, batch: Batch) -> Batch:
+        """The batch as the student is shown it; it still holds the images without noise, for a teacher."""
+        x, y = batch.x, batch.y
+        for noise, moment in self.moments(batch):
+            x, y = noise.on_images(x, moment), noise.on_labels(y, self.facts.classes, moment)
+        if self.threat is not None:
+            x = self.threat.clamp(x)  # attacks begin inside the box
+        return Batch(x, y, batch.index, batch.x)
+
     # What Lightning calls
+
+    def on_fit_start(self) -> None:
+        for source in self.noise:
+            if source.needs_labels and not self.hears_labels:
+                rank_zero_warn(f"{type(source).__name__} changes nothing: here the labels have no word in training.")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
@@ -120,7 +180,7 @@ class Regime(pl.LightningModule, ABC):
         torch.manual_seed(hash((self.seed, self.current_epoch, self.global_rank)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, logs = self.step(batch, batch_idx)
+        loss, logs = self.step(self.disturbed(batch) if self.noise else batch, batch_idx)
         # Looking at the loss stops a GPU's queue, so every step's is kept, and looked at where the logger looks anyway.
         self._finite = self._finite.to(loss.device) & loss.detach().isfinite()
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -136,6 +196,21 @@ class Regime(pl.LightningModule, ABC):
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self._finite &= self.val_loss.compute().isfinite().to(self._finite.device)
             self._refuse_nan()
+            if self.threat is not None:
+                self._watch(float(self.val_robust_accuracy.compute()))
+
+    def _watch(self, robust: float) -> None:
+        """Warns of catastrophic overfitting: robustness that is suddenly gone (Wong et al. 2020, §5.4)."""
+        best, self._best_robust = self._best_robust, max(self._best_robust, robust)
+        # What is hardly above chance has nothing to lose.
+        collapsed, before = robust < COLLAPSED * best and best > 1.5 / self.facts.classes, self._collapsed
+        self._collapsed = collapsed
+        if collapsed and not before:
+            rank_zero_warn(
+                f"Catastrophic overfitting: in epoch {self.current_epoch} the accuracy under PGD-10 on the held-out "
+                f"images fell to {robust:.1%}, its best was {best:.1%}. The best checkpoint is from before; try a "
+                "smaller step, more noise (NFGSM) or more steps."
+            )
 
     def on_train_epoch_end(self) -> None:
         self._refuse_nan()  # before any checkpoint is written
@@ -173,9 +248,18 @@ class Regime(pl.LightningModule, ABC):
         trained = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("facts")
         if trained is not None:
             self.facts.require(_facts(trained), "The checkpoint")
+        self._best_robust = checkpoint.get("best_robust", 0.0)
+        if self._trainer is None or self.trainer.state.fn != "fit" or "averaging_state" not in checkpoint:
+            return
+        if not any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError(
+                "This fit averages its weights, and the checkpoint's are the average: go on with the same --ema, or "
+                "start a new fit."
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["trained_at"] = float(self.trained_at)
+        checkpoint["best_robust"] = self._best_robust
         # A notebook may have passed functions; a checkpoint that is safe to load cannot hold them.
         hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         plain = {key: value for key, value in hparams.items() if _plain(value)}

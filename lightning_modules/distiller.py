@@ -3,9 +3,11 @@
 from typing import Any, Literal
 
 from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
 
+from datamodules import Batch
 from lightning_modules.base import Regime
-from lightning_modules.losses import KLReduction, check_temperature, check_weight
+from lightning_modules.losses import KLReduction, check_temperature, check_weight, distillation
 from lightning_modules.teachers import FrozenTeacher, TeacherSource
 
 Tempering = Literal[1, "t"]
@@ -25,6 +27,8 @@ class Distiller(Regime):
             divides by the number of classes.
     """
 
+    has_teacher = True
+
     def __init__(
         self,
         teacher: TeacherSource,
@@ -41,12 +45,16 @@ class Distiller(Regime):
         self.alpha = alpha
         self.temperature = self.trained_at = temperature
         self.ce_temperature = self.tempering(ce_temperature)
+        if kl_reduction not in ("batchmean", "mean"):
+            raise ValueError(f"kl_reduction must be batchmean or mean, got {kl_reduction!r}.")
         self.kl_reduction: KLReduction = kl_reduction
         self._teacher: FrozenTeacher | None = None
         self._taught_by: str | None = None  # the hash of the teacher that a loaded checkpoint was trained with
 
     def tempering(self, choice: Tempering) -> float:
-        """The number that the choice between 1 and t stands for."""
+        """The number that the choice between 1 and t stands for; ValueError for any other."""
+        if choice not in (1, "t"):
+            raise ValueError(f"The student's temperature in a term is 1 or t, got {choice!r}.")
         return self.temperature if choice == "t" else 1.0
 
     @property
@@ -61,9 +69,40 @@ class Distiller(Regime):
                 )
         return self._teacher
 
+    @property
+    def hears_labels(self) -> bool:
+        # By the cross-entropy, or because an attack moves away from them.
+        return self.alpha < 1 or self.threat is not None
+
+    def taught(self, batch: Batch, x: Tensor | None = None) -> Tensor:
+        """What the student hears of its teacher: z_T, (B, classes), without a graph, with the noise on it.
+
+        Args:
+            batch: the batch.
+            x: what the teacher is shown; by default the batch's images without noise.
+        """
+        logits = self.teacher(batch.clean if x is None else x)
+        for noise, moment in self.moments(batch):
+            logits = noise.on_answer(logits, self.temperature, moment)
+        return logits
+
+    def mixed(
+        self,
+        teacher: Tensor | None,
+        student: Tensor | None,
+        clean: Tensor | None,
+        y: Tensor,
+        scale: float | None = None,
+    ) -> Tensor:
+        """:func:`~lightning_modules.losses.distillation` with the regime's weights and temperatures."""
+        ce_t, reduction = self.ce_temperature, self.kl_reduction
+        return distillation(teacher, student, clean, y, self.alpha, self.temperature, ce_t, reduction, scale)
+
     def setup(self, stage: str) -> None:
         # A teacher that is missing or does not fit ends the run here, not after an epoch.
         if stage == "fit":
+            for noise in self.noise:
+                noise.on_teacher(self.teacher)
             _ = self.teacher
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ import yaml
 from filelock import FileLock
 from pytorch_lightning.utilities import rank_zero_info
 
+from lightning_modules.teachers import as_words
+
 # What a student's command says of its teacher's training too: where it runs, and limits that make it a trial run.
 SHARED = (
     "accelerator",
@@ -28,7 +30,7 @@ SHARED = (
 )
 # What does not change the weights of a trained teacher, and so is no part of its identity.
 SHOWN = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "default_root_dir", "profiler")
-IRRELEVANT = ("name", "runs", "wandb", "suite", "train_teacher", "ckpt_path", "config")
+IRRELEVANT = ("name", "runs", "wandb", "suite", "train_teacher", "ckpt_path", "config", "flavour")
 # Variables by which launchers tell a process its place; a teacher's fit is a run of its own.
 LAUNCHERS = re.compile(
     r"((LOCAL_|GROUP_|NODE_|ROLE_)?RANK|(LOCAL_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(SLURM|TORCHELASTIC)_.*)"
@@ -44,30 +46,46 @@ Parse = Callable[[list[str]], dict[str, Any]]
 
 
 def effective_config(parse: Parse, student: dict[str, Any]) -> dict[str, Any]:
-    """The whole config of the teacher's fit: its own file, on the student's data, under the student's limits.
+    """The whole config of the teacher's fit: its file, on the student's data, under its limits, with its override.
 
     Args:
         parse: reads the arguments of ``fit`` into a plain, resolved config.
         student: the student's plain, resolved config.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where the file, or the override behind it, is no config of ``fit``.
     """
-    path = student["model"]["init_args"]["teacher"]["config"]
+    teacher = student["model"]["init_args"]["teacher"]
+    path = teacher["config"]
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no config {path} for the teacher, seen from {Path.cwd()}.")
-    overrides = {key: student[key] for key in ("data", "runs", "wandb", "train_teacher")}
-    overrides["trainer"] = {key: student["trainer"][key] for key in SHARED}
-    return parse(["--config", path, "--config", yaml.safe_dump(overrides)])
+    inherited = {key: student[key] for key in ("data", "runs", "wandb", "train_teacher")}
+    inherited["trainer"] = {key: student["trainer"][key] for key in SHARED}
+    override = as_words(teacher["override"])
+    try:
+        return parse(["--config", path, "--config", yaml.safe_dump(inherited), *override])
+    except ValueError as error:
+        behind = f", with the override {override[1]}" if override else ""
+        raise ValueError(f"The teacher's config {path}{behind}, cannot be used: {error}") from error
 
 
-def command(parse: Parse, path: str, effective: dict[str, Any]) -> str:
-    """The command that trains a teacher by hand: its own file, and what the student's run says otherwise."""
-    own = parse(["--config", path])
-    words = ["python", "main.py", "fit", "--config", path]
-    if effective["data"] != own["data"]:
-        words += ["--data", json.dumps(effective["data"])]
+def command(parse: Parse, student: dict[str, Any]) -> str:
+    """The command that trains a student's teacher by hand: its file, what it has from its student, its override."""
+    teacher = student["model"]["init_args"]["teacher"]
+    own = parse(["--config", teacher["config"]])
+    words = ["python", "main.py", "fit", "--config", teacher["config"]]
+    if student["data"] != own["data"]:
+        words += ["--data", json.dumps(student["data"])]
     for key in SHARED:
-        if effective["trainer"][key] != own["trainer"][key]:
-            words += [f"--trainer.{key}", json.dumps(effective["trainer"][key]).strip('"')]
-    return shlex.join(words)
+        if student["trainer"][key] != own["trainer"][key]:
+            words += [f"--trainer.{key}", json.dumps(student["trainer"][key]).strip('"')]
+    return shlex.join([*words, *as_words(teacher["override"])])
+
+
+def name_of(config: dict[str, Any], path: str) -> str:
+    """What a teacher is called: what its config says, which a flavour does, or its config's file."""
+    return Path(config["name"]).name if config["name"] else Path(path).stem
 
 
 def key_of(config: dict[str, Any]) -> str:

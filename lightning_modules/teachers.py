@@ -1,5 +1,7 @@
 """Where a teacher comes from, and what keeps it from changing."""
 
+import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,8 @@ class TeacherSource:
         checkpoint: a checkpoint of a run, which says all of itself, or a plain state dict, which needs ``network``.
         config: the config that trains it, a path from the working directory. It is trained on the student's data, and
             only where ``train_teacher: true`` allows it.
+        override: what that config says otherwise for this student, as a config of its own behind it and behind what
+            the teacher has from its student, e.g. ``{data: {init_args: {omit: null}}}``. A later one replaces it whole.
         module: any module that maps images to logits, e.g. ``{class_path: robustbench.utils.load_model, init_args:
             {…}}``.
         network: the architecture of a plain state dict, e.g. ``{class_path: networks.WideResNet, init_args: {…}}``.
@@ -26,8 +30,16 @@ class TeacherSource:
 
     checkpoint: str | None = None
     config: str | None = None
+    override: dict | None = None  # of Any, the command line would build the classes that it names
     module: nn.Module | None = None
     network: Callable[[Facts], nn.Module] | None = None
+
+    def __post_init__(self) -> None:
+        if self.override and self.config is None:
+            raise ValueError(
+                f"teacher.override says what teacher.config does otherwise, got {json.dumps(self.override)} and no "
+                "config: name the config that trains the teacher, or leave the override out."
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TeacherSource":
         return self  # Lightning copies what a module was given; a teacher may be large
@@ -47,15 +59,20 @@ class TeacherSource:
         elif self.module is not None:
             teacher = FrozenTeacher(self.module, weights_hash(self.module), type(self.module).__name__, 1.0)
         elif self.config is not None:
+            words = ["python", "main.py", "fit", "--config", self.config, *as_words(self.override)]
             raise FileNotFoundError(
-                f"The teacher that {self.config} trains does not exist yet. Train it with: "
-                f"python main.py fit --config {self.config}, then name its checkpoint with "
-                "--model.teacher.checkpoint, or set --train_teacher true."
+                f"The teacher that {self.config} trains does not exist yet. Train it with: {shlex.join(words)}, "
+                "then name its checkpoint with --model.teacher.checkpoint, or set --train_teacher true."
             )
         else:
             raise ValueError("No teacher: give the model teacher.checkpoint, teacher.config or teacher.module.")
         teacher.probe(facts)
         return teacher
+
+
+def as_words(config: dict[str, Any] | None) -> list[str]:
+    """A config as the command line takes it in place of a file; nothing where there is none."""
+    return ["--config", json.dumps(config)] if config else []
 
 
 class FrozenTeacher:
@@ -76,6 +93,9 @@ class FrozenTeacher:
         self.sha256 = sha256
         self.origin = origin
         self.trained_at = trained_at
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenTeacher":
+        return self  # weight averaging copies the student and all that it holds
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from networks.defensive_cnn import DefensiveCNN
 from networks.mlp import MLP
 from networks.mobilenet import MobileNetV2
 from networks.resnet import ResNet18, ResNet50
+from networks.traffic_sign_cnn import TrafficSignCNN
 from networks.wide_resnet import WideResNet
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "Normalise",
     "ResNet18",
     "ResNet50",
+    "TrafficSignCNN",
     "WideResNet",
 ]

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 from main_helpers import QUIET, ROOT, checkpoint, image_folder, results
+from torch import nn
 
 from main import main
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PIECES = sorted((ROOT / "configs").glob("*/*.yaml"))
 ADD_ONS = sorted((ROOT / "configs" / "compat").glob("*.yaml"))
+NOISES = sorted((ROOT / "configs" / "noise").glob("*.yaml"))
 DATA = sorted((ROOT / "configs" / "data").glob("*.yaml"))
 # One step, against the regimes' own attack and the suite's alike.
 ONE_STEP = '[{"class_path": "attacks.PGD", "init_args": {"steps": 1}}]'
@@ -61,6 +63,42 @@ def test_add_on_changes_what_it_names_alone(add_on, config, at_root, capsys) -> 
     assert after == before
 
 
+@pytest.mark.parametrize("add_on", NOISES, ids=stem)
+def test_noise_changes_noise_schedule_and_teacher_alone(add_on, at_root, capsys) -> None:
+    before = printed(capsys, "--config", "configs/kd_wrn.yaml")
+    after = printed(capsys, "--config", "configs/kd_wrn.yaml", "--config", add_on)
+    teachers = [whole["model"]["init_args"]["teacher"].pop("override") for whole in (before, after)]
+    noises = [whole["model"]["init_args"].pop("noise") for whole in (before, after)]
+    assert (teachers[0], noises[0]) == (None, None)
+    assert teachers[1] or noises[1]
+    epochs, milestones = [], []
+    for whole in (before, after):
+        epochs.append(whole["trainer"].pop("max_epochs"))
+        milestones.append(whole["model"]["init_args"]["scheduler"]["init_args"].pop("milestones"))
+    fickle = add_on.stem.startswith("fickle")
+    assert (epochs[0] != epochs[1], milestones[0] != milestones[1]) == (fickle, fickle)
+    assert after == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("add_on", ["fickle_0.3", "label_corruption_ts", "swap_all"])
+def test_noise_runs_with_the_teacher_that_it_overrides(add_on, tmp_path, at_root) -> None:
+    home = image_folder(tmp_path / "images", 10, 16)
+    words = ["--config", "configs/kd_wrn.yaml", "--config", f"configs/noise/{add_on}.yaml", "--runs", tmp_path / "runs"]
+    words += ["--data", "configs/data/image_folder.yaml", "--data.root", home, "--data.size", "16"]
+    words += ["--data.batch_size", "2", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "0"]
+    words += ["--trainer.max_epochs", "1", "--train_teacher", "true"]
+    words += ["--suite.images", "2", f"--suite.attacks={ONE_STEP}", *QUIET]
+    cli = main(["fit", *map(str, words)])
+    (teacher,) = (tmp_path / "runs" / "teachers").glob("teacher_wrn-*")
+    whole = yaml.safe_load((teacher / "config.yaml").read_text())["model"]["init_args"]
+    assert whole["network"]["init_args"]["dropout"] == (0.3 if add_on == "fickle_0.3" else 0)
+    assert bool(whole["noise"]) == (add_on == "label_corruption_ts")
+    assert len(cli.model.noise) == 1
+    active = [m.p for m in cli.model.teacher.module.modules() if isinstance(m, nn.Dropout) and m.training]
+    assert active == ([0.3] * 18 if add_on == "fickle_0.3" else [])
+
+
 @pytest.mark.parametrize("piece", PIECES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_piece_is_used_or_documented(piece) -> None:
     """A piece that no config names is one that a person adds, and is told of where she would look."""
@@ -76,6 +114,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Runs one batch of a config on a stand-in for its data, its teacher's first; returns the run's folder."""
     home = tmp_path_factory.mktemp("configs")
     colour, grey = (image_folder(home / str(c), 10, size, c) for c, size in ((3, 32), (1, 28)))
+    signs = image_folder(home / "signs", 58, 256, train=1)
     folders: dict[str, Path] = {}
 
     def fit(name: str) -> Path:
@@ -83,10 +122,14 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             return folders[name]
         config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
         arguments = ["--config", f"configs/{name}.yaml", "--runs", str(home / "runs")]
-        if config["data"] == "data/cifar10.yaml":
+        if config["data"] in ("data/cifar10.yaml", "data/cifar10_half.yaml"):
             arguments += ["--data", "configs/data/image_folder.yaml", "--data.root", str(colour)]
-        elif config["data"] == "data/mnist.yaml":
+        elif config["data"] in ("data/mnist.yaml", "data/mnist_omitted.yaml"):
             arguments += ["--data", "configs/data/mnist_folder.yaml", "--data.root", str(grey)]
+        elif name == "flavours_tsrd":
+            arguments += ["--data.root", str(signs)]
+        if name == "kd_mnist_omitted":
+            arguments += ["--data.omit", "2"]
         if teacher := config["model"]["init_args"].get("teacher"):
             arguments += [
                 "--model.teacher.checkpoint",
@@ -102,6 +145,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         arguments += ["--trainer.limit_val_batches", "0" if name == "trades_wrn" else "1"]
         arguments += ["--data.batch_size", "2", "--data.eval_batch_size", "2", "--trainer.max_epochs", "1"]
         arguments += ["--trainer.limit_test_batches", "1", "--suite.images", "2", f"--suite.attacks={ONE_STEP}"]
+        arguments += ["--suite.diagnose", "false", "--suite.top", "1"]
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(ROOT)
             folders[name] = main(["fit", *arguments, "--train_teacher", "false", *QUIET]).folder
@@ -116,10 +160,13 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def test_config_runs_one_batch(config, fitted) -> None:
     folder = fitted(config.stem)
     best, last = (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-    assert checkpoint(last)["global_step"] == (2 if config.stem.startswith("fast_ard") else 1)
+    assert checkpoint(last)["global_step"] == (2 if config.stem.startswith(("fast_ard", "free_at")) else 1)
     assert best.exists() or config.stem == "trades_wrn"
     figures = results(folder)
     distils = "teacher" in yaml.safe_load(config.read_text())["model"]["init_args"]
     assert {model for model, _, _ in figures} == ({"student", "teacher"} if distils else {"network"})
-    assert {metric for _, _, metric in figures} == {"clean", "PGD-1", "worst case"}
-    assert all(n == 2 and value in (0, 0.5, 1) for value, n in figures.values())
+    attacked = {key: found for key, found in figures.items() if key[2] in ("clean", "PGD-1", "worst case")}
+    assert {metric for _, _, metric in attacked} == {"clean", "PGD-1", "worst case"}
+    assert all(n == 2 and value in (0, 0.5, 1) for value, n in attacked.values())
+    further = {metric.split()[0] for _, _, metric in figures.keys() - attacked.keys()}
+    assert further == ({"head", "ensemble"} if config.stem.startswith("self_distillation") else set())

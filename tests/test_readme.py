@@ -10,8 +10,9 @@ from PIL import Image
 from torch import rand
 
 import lightning_modules
-from lightning_modules import Distiller, Regime
+from lightning_modules import Distiller, Noise, Regime
 from main import main
+from studies.regimes import noises, regimes
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -48,13 +49,16 @@ def test_example_runs(number, tmp_path, monkeypatch):
     sys.modules.pop(Path(name).stem, None)
 
 
-def test_the_table_names_every_regime_and_every_config():
-    regimes = [
-        name
-        for name in lightning_modules.__all__
-        if isinstance(getattr(lightning_modules, name), type)
-        and issubclass(getattr(lightning_modules, name), Regime)
-        and name not in (Regime.__name__, Distiller.__name__)
-    ]
-    for name in [*regimes, *(path.stem for path in (ROOT / "configs").glob("*.yaml"))]:
+def test_the_tables_are_those_that_the_code_makes():
+    shown = README[README.index("<!-- python -m studies.regimes -->") : README.index("<!-- end -->")]
+    assert shown.split("\n", 1)[1].strip() == f"{regimes()}\n\n{noises()}"
+
+
+def test_the_tables_name_every_regime_every_noise_and_every_config():
+    """Told apart from the script that makes the tables: it could overlook one."""
+    public = [getattr(lightning_modules, name) for name in lightning_modules.__all__]
+    classes = [cls for cls in public if isinstance(cls, type) and issubclass(cls, (Regime, Noise))]
+    names = [cls.__name__ for cls in classes if cls not in (Regime, Distiller, Noise)]
+    assert len(names) > 20
+    for name in [*names, *(path.stem for path in (ROOT / "configs").glob("*.yaml"))]:
         assert f"`{name}`" in README, name

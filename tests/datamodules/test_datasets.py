@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -14,6 +15,7 @@ from torchvision.datasets import utils
 
 from datamodules import CIFAR10, CIFAR100, MNIST, Digits, ToyRing
 from datamodules.toy_ring import ring_points
+from networks import MLP
 
 
 class TestDigits:
@@ -103,7 +105,7 @@ class TestPublished:
         images = write_mnist(tmp_path)
         data = MNIST(str(tmp_path))
         data.prepare_data()
-        x, y, _ = data.batch("test")
+        x, y, *_ = data.batch("test")
         assert (x * 255).round().to(torch.uint8).equal(torch.from_numpy(images).unsqueeze(1))
         assert y.tolist() == [*range(10), 0, 1]
 
@@ -114,11 +116,39 @@ class TestPublished:
             monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: Path(path).exists())
         data = dataset(str(tmp_path))
         data.prepare_data()
-        x, y, _ = data.batch("test")
+        x, y, *_ = data.batch("test")
         assert (x * 255).round().to(torch.uint8).equal(torch.from_numpy(images))
         assert y.tolist() == [0, 1, 2, 3]
         assert data.augment
         assert len(set(data.facts.names)) == data.facts.classes
+
+    @pytest.mark.parametrize("dataset", [MNIST, CIFAR10, CIFAR100])
+    def test_mean_and_deviation_are_replaced_one_by_one(self, dataset) -> None:
+        own = dataset().facts
+        half = [0.5] * own.channels
+        assert dataset(mean=half).facts == replace(own, mean=tuple(half))
+        assert dataset(std=half).facts == replace(own, std=tuple(half))
+        assert dataset().facts == own == dataset(mean=None, std=None).facts
+
+    def test_a_network_normalises_by_what_was_given(self) -> None:
+        facts = CIFAR10(mean=[0.5, 0.4, 0.3], std=[0.5, 0.25, 0.125]).facts
+        x = torch.rand(2, 3, 32, 32)
+        expected = (x - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) * torch.tensor([2.0, 4.0, 8.0]).view(3, 1, 1)
+        torch.testing.assert_close(MLP(facts, (4,)).normalise(x), expected)
+        assert facts.to_dict()["mean"] == [0.5, 0.4, 0.3]  # what a checkpoint keeps
+
+    @pytest.mark.parametrize(
+        ("given", "says"),
+        [
+            ({"mean": [0.5]}, "mean has 1 values, the images have 3 channels"),
+            ({"std": [0.5, 0.5]}, "std has 2 values, the images have 3 channels"),
+            ({"std": [0.5, 0.5, 0.0]}, "std must be positive"),
+            ({"mean": []}, "mean has 0 values"),
+        ],
+    )
+    def test_an_impossible_mean_or_deviation_is_refused_at_once(self, given, says) -> None:
+        with pytest.raises(ValueError, match=says):
+            _ = CIFAR10(**given).facts
 
     @pytest.mark.parametrize("dataset", [MNIST, CIFAR10, CIFAR100])
     def test_offline_is_said_in_a_sentence(self, tmp_path, monkeypatch, dataset) -> None:

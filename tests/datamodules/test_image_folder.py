@@ -176,7 +176,7 @@ class TestRealData:
         mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
         data = ImageFolder(str(tmp_path), 32, mean=mean, std=std)
         assert data.facts.names[:2] == ("airplane", "automobile")
-        x, y, _ = data.batch("test")
+        x, y, *_ = data.batch("test")
         assert torch.bincount(y).tolist() == [30] * 10
         torch.testing.assert_close(x.mean((0, 2, 3)), torch.tensor(mean), atol=0.05, rtol=0)
         torch.testing.assert_close(x.std((0, 2, 3)), torch.tensor(std), atol=0.05, rtol=0)
@@ -185,7 +185,7 @@ class TestRealData:
         unpack("mnist10k.tar.xz", tmp_path, "mnist10k/", 30)
         data = ImageFolder(str(tmp_path / "mnist10k"), 28, channels=1, mean=[0.1307], std=[0.3081])
         assert data.facts.names == tuple("0123456789")
-        x, y, _ = data.batch("test")
+        x, y, *_ = data.batch("test")
         assert torch.bincount(y).tolist() == [6] * 10
         x = torch.cat([x, data.batch("train").x, data.batch("validation").x])
         assert x.mean() == pytest.approx(0.1307, abs=0.02)

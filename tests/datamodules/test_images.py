@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from datamodules import Batch, Digits, Images, ToyRing
+from datamodules import CIFAR100, Batch, Digits, Images, ToyRing
 from networks.base import Facts
 
 
@@ -111,12 +111,73 @@ class TestSplits:
             Pattern(validation=0.999).setup("fit")
 
 
+class TestOmit:
+    @pytest.mark.parametrize("validation", [0.0, 0.25])
+    def test_its_images_are_left_out_and_the_others_stay_where_they_were(self, validation) -> None:
+        whole, part = Pattern(validation=validation), Pattern(validation=validation, omit=1)
+        labels = whole.load(train=True)[1]
+        for split in ("train", "validation"):
+            index = whole.split_index(split)
+            assert part.split_index(split).equal(index[labels[index] != 1])
+            assert not part.batch(split).y.eq(1).any()
+        indices = torch.cat([part.split_index("train"), part.split_index("validation")])
+        assert len(indices.unique()) == len(indices) == 40 - 13
+        index = part.split_index("train")
+        assert part.batch("train").y.equal(labels[index])  # positions in the whole array still
+        assert part.batch("train").index.equal(index)
+
+    def test_the_test_set_keeps_all(self) -> None:
+        assert Pattern(omit=1).split_index("test").equal(torch.arange(10))
+        assert Digits(omit=3).batch("test").y.eq(3).sum() == Digits().batch("test").y.eq(3).sum() > 0
+
+    def test_every_stage_of_a_trainer_sees_what_it_should(self) -> None:
+        data = Digits(omit=3, batch_size=64)
+        module = fit(data, epochs=1)
+        trainer().test(module, data, verbose=False)
+        labels = {stage: torch.cat([batch.y for _, batch in seen]) for stage, seen in module.seen.items()}
+        digits = {stage: set(found.tolist()) for stage, found in labels.items()}
+        assert digits["train"] == digits["validation"] == set(range(10)) - {3}
+        assert digits["test"] == set(range(10))
+
+    def test_its_name(self) -> None:
+        assert Pattern().omitted is None
+        assert Pattern(omit=0).omitted == (0, "0")
+        assert ToyRing(omit=2).omitted == (2, "ring")
+
+    def test_the_facts_stay(self) -> None:
+        assert Digits(omit=3).facts == Digits().facts
+
+    @pytest.mark.parametrize("omit", [-1, 3])
+    @pytest.mark.parametrize("stage", ["fit", "validate", "test", None])
+    def test_a_class_that_does_not_exist_is_refused_before_anything_is_loaded(self, monkeypatch, omit, stage) -> None:
+        data = ToyRing(omit=omit)
+        monkeypatch.setattr(data, "load", lambda train: pytest.fail("loaded"))
+        with pytest.raises(ValueError, match=rf"omit={omit} names .* 0 to 2 \(lower left, upper right, ring\)"):
+            data.setup(stage)
+
+    def test_classes_without_names_are_refused_by_number(self) -> None:
+        with pytest.raises(ValueError, match=r"^omit=3 names no class: give one of 0 to 2, or null for none\.$"):
+            Pattern(omit=3).setup("fit")
+
+    def test_a_hundred_names_are_cut(self) -> None:
+        with pytest.raises(ValueError, match=r"0 to 99 \(apple, .* …\), or null") as caught:
+            CIFAR100(omit=100).setup("fit")
+        assert len(str(caught.value)) < 300
+
+    def test_nothing_left_to_train_is_refused(self, monkeypatch) -> None:
+        data = Pattern(omit=1)
+        monkeypatch.setattr(data, "load", lambda train: (Pattern().load(train)[0], torch.ones(40).long()))
+        with pytest.raises(ValueError, match="of the omitted class 1"):
+            data.setup("fit")
+
+
 class TestBatch:
     def test_whole_split_in_order_without_a_trainer(self) -> None:
         data = Digits()
-        x, y, index = data.batch("test")
+        x, y, index, undisturbed = data.batch("test")
         assert x.shape == (360, 1, 8, 8)
         assert (x.dtype, y.dtype, index.dtype) == (torch.float32, torch.int64, torch.int64)
+        assert undisturbed is None
         assert (x.min(), x.max()) == (0, 1)
         assert index.equal(torch.arange(360))
         assert y.shape == (360,)
@@ -154,7 +215,7 @@ class TestBatch:
         data = Pattern()
         index = torch.arange(20)
         here, there = data.batch("train", index, (1, 2)), data.batch("train", index.cuda(), (1, 2))
-        assert all(tensor.is_cuda for tensor in there)
+        assert all(tensor.is_cuda for tensor in there[:3])
         assert here.x.equal(there.x.cpu())
 
 

@@ -13,7 +13,20 @@ from torch import Tensor, nn
 import lightning_modules
 from attacks import PGD, Threat
 from datamodules import Digits
-from lightning_modules import ARD, TRADES, AdversarialTraining, Distiller, FastARD, Regime, TeacherSource
+from lightning_modules import (
+    FGSMRS,
+    NFGSM,
+    RSLAD,
+    TRADES,
+    AdaAD,
+    AdversarialTraining,
+    Distiller,
+    Regime,
+    SelfDistillation,
+    TeacherSource,
+)
+from lightning_modules.replay import Replayed
+from lightning_modules.robust_distiller import RobustDistiller
 from networks import MLP, DefensiveCNN, WideResNet
 
 FACTS = Digits().facts
@@ -53,12 +66,17 @@ def build(regime: type[Regime], teacher: TeacherSource | None = None, **kwargs: 
     }
     if issubclass(regime, Distiller):
         defaults["teacher"] = teacher
-    if issubclass(regime, (ARD, AdversarialTraining)):
+    if issubclass(regime, (RobustDistiller, AdversarialTraining)):
         defaults["attack"] = pgd()
-    if issubclass(regime, TRADES):
+    if issubclass(regime, (TRADES, RSLAD, AdaAD)):
         defaults["attack"] = pgd(loss="kl")
-    if issubclass(regime, FastARD):
+    if issubclass(regime, (FGSMRS, NFGSM)):
+        del defaults["attack"]
+        defaults["threat"] = THREAT
+    if issubclass(regime, Replayed):
         defaults |= {"threat": THREAT, "replays": 2}
+    if issubclass(regime, SelfDistillation):
+        defaults["network"] = wrn
     return regime(**defaults | kwargs)
 
 

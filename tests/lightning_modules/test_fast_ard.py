@@ -1,6 +1,7 @@
 """Free replay, held against the recurrence of its perturbation, step by step."""
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attacks import Threat
-from lightning_modules import FastARD
+from lightning_modules import FastARD, FreeAdversarialTraining, InputNoise
+from lightning_modules.replay import Replayed
 
 BATCH = 400  # 1,293 images: three whole mini-batches and a part
 WHOLE = 3
@@ -26,7 +28,7 @@ class Recurrence(pl.Callback):
         self.deltas: list[Tensor] = []
         self.moved = 0
 
-    def on_train_batch_start(self, trainer: Any, pl_module: FastARD, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Replayed, batch: Any, batch_idx: int) -> None:
         self.index.append(batch.index)
         self.network = copy.deepcopy(pl_module.network)
         self.before = pl_module.delta.clone() if len(pl_module.delta) else torch.zeros_like(batch.x)
@@ -35,11 +37,11 @@ class Recurrence(pl.Callback):
         if self.deltas:
             assert torch.equal(self.before, self.deltas[-1])  # persists from batch to batch and epoch to epoch
 
-    def on_train_batch_end(self, trainer: Any, pl_module: FastARD, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Replayed, outputs: Any, batch: Any, batch_idx: int) -> None:
         x, y, n = batch.x, batch.y, len(batch.y)
         d = self.before[:n].clone().requires_grad_()
         z = self.network((x + d).clamp(0, 1))
-        if pl_module.delta_loss == "ce":
+        if isinstance(pl_module, FreeAdversarialTraining) or pl_module.delta_loss == "ce":
             loss = F.cross_entropy(z, y)
         else:
             t = pl_module.temperature
@@ -63,7 +65,7 @@ class Recurrence(pl.Callback):
         self.deltas.append(pl_module.delta.clone())
 
 
-def fit(regime: FastARD, folder: Any, batch_size: int = BATCH, **kwargs: Any) -> tuple[Any, Recurrence]:
+def fit(regime: Replayed, folder: Any, batch_size: int = BATCH, **kwargs: Any) -> tuple[Any, Recurrence]:
     recurrence = Recurrence()
     callbacks = [recurrence, *kwargs.pop("callbacks", [])]
     run = trainer(folder, callbacks=callbacks, **{"limit_train_batches": 1.0} | kwargs)
@@ -89,6 +91,54 @@ def test_the_recurrence(mlp_teacher, tmp_path, delta_loss, norm, replays):
 def test_the_recurrence_below_alpha_one(mlp_teacher, tmp_path, options):
     """The cross-entropy on clean images has no gradient to d."""
     fit(build(FastARD, mlp_teacher, **options), tmp_path)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("replays", [1, 2, 4])
+def test_the_recurrence_of_free_adversarial_training(tmp_path, norm, replays):
+    """The same with the cross-entropy, and the weights' gradient is that of the images shown."""
+    regime = build(FreeAdversarialTraining, threat=Threat(norm, EPS), replays=replays)
+    run, recurrence = fit(regime, tmp_path, max_epochs=2)
+    batches = WHOLE + (replays == 1)  # a last, partial batch is dropped only where there are replays
+    assert run.global_step == len(recurrence.index) == recurrence.moved == 2 * replays * batches
+    for start in range(0, len(recurrence.index), replays):
+        later = recurrence.index[start : start + replays]
+        assert all(torch.equal(recurrence.index[start], other) for other in later)
+
+
+def test_free_adversarial_training_learns_from_the_images_that_it_shows(batch):
+    regime = build(FreeAdversarialTraining)
+    regime.delta = torch.empty_like(batch.x).uniform_(-EPS, EPS)
+    twin, shown = copy.deepcopy(regime.network), (batch.x + regime.delta).clamp(0, 1)
+    loss, _ = regime.step(batch, 0)
+    loss.backward()
+    expected = F.cross_entropy(twin(shown), batch.y)
+    expected.backward()
+    assert torch.equal(loss, expected)
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(regime.network.parameters(), twin.parameters(), strict=True))
+
+
+def test_noise_on_the_images_is_drawn_for_every_replay(mlp_teacher, tmp_path):
+    """And the teacher still sees the clean images, once."""
+    regime = build(FastARD, mlp_teacher, replays=3, noise=[InputNoise(0.1)])
+    shown: list[Tensor] = []
+    step = regime.step
+
+    def watched(batch: Any, batch_idx: int) -> Any:
+        assert batch.x.amin() >= 0  # clamped, where there is an adversary
+        assert batch.x.amax() <= 1
+        shown.append((batch.x - batch.clean)[(batch.clean > 0.45) & (batch.clean < 0.55)])
+        return step(batch, batch_idx)
+
+    regime.step = watched
+    regime.setup("fit")
+    asked: list[Tensor] = []
+    regime.teacher.module.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0]))
+    trainer(tmp_path, limit_train_batches=1.0).fit(regime, digits(BATCH))
+    assert len(shown) == 3 * len(asked) == 3 * WHOLE
+    assert all(x.amin() >= 0 and x.amax() <= 1 for x in asked)
+    assert all(len(noise) > 500 and 0.09 < noise.std() < 0.11 for noise in shown)
+    assert not any(torch.equal(one, other) for one, other in pairwise(shown))
 
 
 def test_every_mini_batch_is_seen_m_times_in_a_row(mlp_teacher, tmp_path):

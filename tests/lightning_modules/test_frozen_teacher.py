@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from regime_helpers import (
     DISTILLERS,
@@ -19,12 +20,28 @@ from regime_helpers import (
     fickle_wrn,
     mlp,
     name,
+    pgd,
     trainer,
     wrn,
 )
 from torch import nn
 
-from lightning_modules import ARD, Distillation, FastARD, FickleTeacher, FrozenTeacher, Teacher, TeacherSource
+from lightning_modules import (
+    AKD,
+    ARD,
+    IAD,
+    AdaAD,
+    Distillation,
+    FastARD,
+    FickleTeacher,
+    FrozenTeacher,
+    SignalDependentNoise,
+    Swap,
+    Teacher,
+    TeacherSource,
+    TfKDSelf,
+)
+from lightning_modules.robust_distiller import RobustDistiller
 from networks import MLP
 
 EVERY = pytest.mark.parametrize("regime", DISTILLERS, ids=name)
@@ -34,29 +51,64 @@ def modes(module):
     return {key: part.training for key, part in module.named_modules()}
 
 
-@EVERY
-def test_the_teacher_never_changes(regime, wrn_teacher, tmp_path):
+CASES = {
+    **{name(regime): (regime, {}) for regime in DISTILLERS},
+    **{
+        f"{name(regime)} with IGDM": (regime, {"igdm": 1.0})
+        for regime in DISTILLERS
+        if issubclass(regime, RobustDistiller)
+    },
+    "IAD after its warm-up": (IAD, {"warmup": 0, "alpha": 0.5}),
+    "AdaAD with both terms and IGDM": (AdaAD, {"alpha": 0.5, "igdm": 1.0}),
+    "AdaAD with batch-norm in train mode": (AdaAD, {"attack": pgd(loss="kl", batchnorm="train")}),
+    "AKD shown clean images": (AKD, {"teacher_sees": "clean"}),
+    "TfKDSelf with an attack": (TfKDSelf, {"attack": pgd()}),
+}
+
+
+@pytest.mark.parametrize("fickle", [False, True], ids=["", "fickle"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_teacher_never_changes(case, fickle, wrn_teacher, tmp_path):
     """Not in two epochs, not in validation, not in a resumed fit, not in a test: no weight, no buffer, no mode."""
     fresh = everything(wrn_teacher.load(FACTS).module)
-    first = build(regime, wrn_teacher)
+    regime, options = CASES[case]
+    options = options | {"noise": [FickleTeacher()] * fickle}
+    first = build(regime, wrn_teacher, **options)
     before = everything(first.network)
+    watch = TeachersFlags()
     fit = trainer(
-        tmp_path, max_epochs=2, val_check_interval=2, limit_train_batches=4, callbacks=[every_epoch(tmp_path)]
+        tmp_path, max_epochs=2, val_check_interval=2, limit_train_batches=4, callbacks=[every_epoch(tmp_path), watch]
     )
-    fit.fit(first, datamodule=digits())
-    resumed = build(regime, wrn_teacher)
-    fit = trainer(tmp_path, max_epochs=2)
-    fit.fit(resumed, datamodule=digits(), ckpt_path=tmp_path / "epoch=0.ckpt")
+    fit.fit(first, datamodule=digits(16))
+    resumed = build(regime, wrn_teacher, **options)
+    fit = trainer(tmp_path, max_epochs=2, limit_train_batches=2, callbacks=[watch])
+    fit.fit(resumed, datamodule=digits(16), ckpt_path=tmp_path / "epoch=0.ckpt")
     fit.validate(resumed, datamodule=digits(), verbose=False)
     fit.test(resumed, datamodule=digits(), verbose=False)
+    wanted = {nn.Dropout} if fickle else set()
+    assert len(watch.seen) >= 3 * (8 + 2)
+    assert all(seen == (wanted, True) for seen in watch.seen)
     for student in (first, resumed):
         teacher = student.teacher.module
         assert_identical(everything(teacher), fresh)
         assert not torch.equal(everything(student.network)["fc.weight"], before["fc.weight"])
         assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
-        assert {type(part) for part in teacher.modules() if part.training} == (
-            {nn.Dropout} if regime is FickleTeacher else set()
-        )
+        assert {type(part) for part in teacher.modules() if part.training} == wanted
+
+
+class TeachersFlags(pl.Callback):
+    """The types of the teacher's parts in train mode, and whether it is frozen, around every step and validation."""
+
+    def __init__(self):
+        self.seen = []
+
+    def look(self, trainer, pl_module, *args):
+        teacher = pl_module.teacher.module
+        frozen = not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
+        self.seen.append(({type(part) for part in teacher.modules() if part.training}, frozen))
+
+    on_train_batch_start = on_before_backward = on_before_optimizer_step = on_train_batch_end = look
+    on_validation_batch_end = look
 
 
 @EVERY
@@ -101,7 +153,7 @@ def test_a_teacher_without_its_fit_is_loaded_when_first_asked_for(mlp_teacher):
 
 
 def test_fickle_dropout_draws_at_every_forward_and_batch_norm_stays(batch, wrn_teacher):
-    student = build(FickleTeacher, wrn_teacher)
+    student = build(Distillation, wrn_teacher, noise=[FickleTeacher()])
     assert torch.equal(student.teacher(batch.x), student.teacher(batch.x))
     student.setup("fit")
     before = everything(student.teacher.module)
@@ -114,12 +166,13 @@ def test_fickle_dropout_draws_at_every_forward_and_batch_norm_stays(batch, wrn_t
 def test_fickle_dropout_is_still_active_in_the_second_epoch_and_after_a_resume(wrn_teacher, tmp_path):
     flags: list[bool] = []
 
-    class Watched(FickleTeacher):
+    class Watched(Distillation):
         def on_train_batch_start(self, batch, batch_idx):
             flags.extend(m.training for m in self.teacher.module.modules() if isinstance(m, nn.Dropout))
 
-    trainer(tmp_path, max_epochs=2, callbacks=[every_epoch(tmp_path)]).fit(build(Watched, wrn_teacher), digits())
-    trainer(tmp_path, max_epochs=2).fit(build(Watched, wrn_teacher), digits(), ckpt_path=tmp_path / "epoch=0.ckpt")
+    first, second = (build(Watched, wrn_teacher, noise=[FickleTeacher()]) for _ in range(2))
+    trainer(tmp_path, max_epochs=2, callbacks=[every_epoch(tmp_path)]).fit(first, digits())
+    trainer(tmp_path, max_epochs=2).fit(second, digits(), ckpt_path=tmp_path / "epoch=0.ckpt")
     assert len(flags) == 9 * 3  # 2 + 1 epochs of 3 batches, 3 dropouts
     assert all(flags)
 
@@ -128,9 +181,18 @@ def test_fickle_dropout_is_still_active_in_the_second_epoch_and_after_a_resume(w
 def test_a_teacher_without_dropout_cannot_be_fickle(dropout, tmp_path):
     network = wrn if dropout is None else partial(MLP, widths=(4,), dropout=dropout)
     torch.save(network(FACTS).state_dict(), tmp_path / "teacher.pt")
-    student = build(FickleTeacher, TeacherSource(checkpoint=str(tmp_path / "teacher.pt"), network=network))
+    source = TeacherSource(checkpoint=str(tmp_path / "teacher.pt"), network=network)
     with pytest.raises(ValueError, match=r"teacher\.pt has no dropout, so it cannot be fickle"):
-        student.setup("fit")
+        build(Distillation, source, noise=[FickleTeacher()]).setup("fit")
+
+
+@pytest.mark.parametrize(
+    "noise", [FickleTeacher(), SignalDependentNoise(0.1), Swap(0.1)], ids=lambda n: type(n).__name__
+)
+@pytest.mark.parametrize("regime", [regime for regime in REGIMES if regime not in DISTILLERS], ids=name)
+def test_noise_on_a_teacher_needs_one(regime, noise):
+    with pytest.raises(ValueError, match=rf"{type(noise).__name__} disturbs a teacher, and {name(regime)} has none"):
+        build(regime, noise=[noise])
 
 
 # Identity

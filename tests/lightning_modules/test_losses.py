@@ -213,8 +213,172 @@ def test_trades_does_not_detach_its_target(problem):
     assert_allclose(b.grad, 6 * (q - p) / len(y), rtol=1e-4, atol=1e-4)
 
 
+# Label smoothing
+
+
+def explicit(y, own, classes):
+    """``own`` on the label, the rest in equal parts on the others, written entry by entry."""
+    return np.array([[own if c == label else (1 - own) / (classes - 1) for c in range(classes)] for label in y])
+
+
+@given(problems(1), temperatures, weights)
+def test_smoothed_cross_entropy(problem, t, share):
+    z, y = problem
+    classes = z.shape[1]
+    s = share * (1 - 1 / classes)
+    expected = -(explicit(y, 1 - s, classes) * log_p(z, t)).sum(1).mean()
+    assert_allclose(losses.cross_entropy(*tensors(z, y), t, s), expected, **CLOSE)
+
+
+@given(problems(1), temperatures)
+def test_no_smoothing_is_the_label_itself(problem, t):
+    z, y = tensors(*problem)
+    assert torch.equal(losses.cross_entropy(z, y, t, 0.0), losses.cross_entropy(z, y, t))
+
+
+@given(problems(1), st.sampled_from([0.05, 0.1, 0.3]))
+def test_torchs_label_smoothing_is_another(problem, s):
+    """It spreads s over all the classes, the label's too: s there is s (C - 1) / C here."""
+    z, y = tensors(*problem)
+    classes = z.shape[1]
+    ours = losses.cross_entropy(z, y, 1.0, s * (classes - 1) / classes)
+    torch.testing.assert_close(ours, F.cross_entropy(z, y, label_smoothing=s), rtol=1e-4, atol=2e-5)
+
+
+def test_at_the_largest_smoothing_all_classes_are_alike():
+    z = torch.randn(6, 4)
+    y = torch.tensor([0, 1, 2, 3, 0, 1])
+    torch.testing.assert_close(losses.cross_entropy(z, y, 1.0, 0.75), losses.cross_entropy(z, y.flip(0), 1.0, 0.75))
+    torch.testing.assert_close(losses.cross_entropy(z, y, 1.0, 0.75), -F.log_softmax(z, 1).mean())
+
+
+@given(problems(1), temperatures, weights)
+def test_gradient_of_smoothed_cross_entropy(problem, t, share):
+    """(p(z, t) - q) / t, over the batch."""
+    z, y = problem
+    s = share * (1 - 1 / z.shape[1])
+    (a,) = tensors(z, grad=True)
+    losses.cross_entropy(a, torch.tensor(y), t, s).backward()
+    expected = (np.exp(log_p(z, t)) - explicit(y, 1 - s, z.shape[1])) / t / len(y)
+    assert_allclose(a.grad, expected, **CLOSE)
+
+
+@pytest.mark.parametrize(("value", "classes"), [(-0.01, 10), (0.91, 10), (0.51, 2), (1.0, 10), (float("nan"), 10)])
+def test_smoothing_out_of_its_range_is_refused(value, classes):
+    with pytest.raises(ValueError, match=f"smoothing .*{value}"):
+        losses.check_smoothing(value, classes)
+
+
+@pytest.mark.parametrize(("value", "classes"), [(0.0, 10), (0.1, 10), (0.9, 10), (0.5, 2), (0.99, 100)])
+def test_smoothing_in_its_range_passes(value, classes):
+    losses.check_smoothing(value, classes)
+
+
+# Teachers that are distributions
+
+
+@given(st.integers(2, 12), st.floats(0.9, 1.0), temperatures, st.data())
+def test_virtual_teacher(classes, d, t, data):
+    """``p^d`` at the temperature t: powers 1/t, made to sum to 1 (003, §4.3.2)."""
+    y = data.draw(hnp.arrays(np.int64, (5,), elements=st.integers(0, classes - 1)))
+    powers = explicit(y, d, classes) ** (1 / t)
+    found = losses.virtual_teacher(torch.tensor(y), classes, d, t)
+    assert found.shape == (5, classes)
+    # 1 - d is a small number: in float32 it has the rounding of d
+    assert_allclose(found, powers / powers.sum(1, keepdims=True), rtol=1e-3, atol=2e-6)
+    assert_allclose(found.sum(1), 1, rtol=1e-5)
+    assert (found.argmax(1).numpy() == y).all()
+
+
+@pytest.mark.parametrize("t", [1.0, 20.0])
+def test_a_virtual_teacher_that_is_certain_is_the_label(t):
+    y = torch.tensor([2, 0])
+    assert torch.equal(losses.virtual_teacher(y, 4, 1.0, t).float(), F.one_hot(y, 4).float())
+
+
+def test_virtual_teacher_by_hand():
+    """0.99 on the label, 0.01 / 9 elsewhere; its square roots at t = 2."""
+    (row,) = losses.virtual_teacher(torch.tensor([3]), 10, 0.99, 1.0)
+    assert_allclose(row, [0.99 if c == 3 else 0.01 / 9 for c in range(10)], rtol=1e-5)
+    (row,) = losses.virtual_teacher(torch.tensor([3]), 10, 0.99, 2.0)
+    total = 0.99**0.5 + 9 * (0.01 / 9) ** 0.5
+    assert_allclose(row, [(0.99 if c == 3 else 0.01 / 9) ** 0.5 / total for c in range(10)], rtol=1e-5)
+
+
+@given(problems(), temperatures)
+def test_divergence_from_a_distribution(problem, t):
+    """That of a softmax is the KL of its logits."""
+    target, student, _ = problem
+    q = np.exp(log_p(target))
+    expected = special.rel_entr(q, np.exp(log_p(student, t))).sum(1).mean()
+    assert_allclose(losses.divergence_from(torch.tensor(q).float(), torch.tensor(student), t), expected, **CLOSE)
+
+
+@given(problems(1), temperatures)
+def test_divergence_from_a_label_is_cross_entropy(problem, t):
+    """0 log 0 = 0, and the gradient is that of cross-entropy."""
+    z, y = problem
+    (a,) = tensors(z, grad=True)
+    q = torch.tensor(np.eye(z.shape[1], dtype=np.float32)[y])
+    loss = losses.divergence_from(q, a, t)
+    assert_allclose(loss.item(), numpy_ce(z, y, t), **CLOSE)
+    loss.backward()
+    assert_allclose(a.grad, (np.exp(log_p(z, t)) - q.numpy()) / t / len(y), **CLOSE)
+
+
+@given(problems(), st.data())
+def test_introspection(problem, data):
+    """``mean_i (1 - r_i) KL(p(clean_i) || p(adversarial_i))``, and no gradient to the trust."""
+    clean, adversarial, _ = problem
+    trust = data.draw(hnp.arrays(np.float32, (len(clean),), elements=weights))
+    each = special.rel_entr(np.exp(log_p(clean)), np.exp(log_p(adversarial))).sum(1)
+    found = losses.introspection(*tensors(clean, adversarial, trust))
+    assert found.shape == ()
+    assert_allclose(found, ((1 - trust.astype(np.float64)) * each).mean(), **CLOSE)
+
+
+@given(problems(), st.data())
+def test_gradients_of_introspection_reach_both_sides(problem, data):
+    clean, adversarial, _ = problem
+    trust = data.draw(hnp.arrays(np.float32, (len(clean),), elements=weights))
+    a, b = tensors(clean, adversarial, grad=True)
+    losses.introspection(a, b, torch.tensor(trust)).backward()
+    log_clean, log_adversarial = log_p(clean), log_p(adversarial)
+    p, q = np.exp(log_clean), np.exp(log_adversarial)
+    kl = (p * (log_clean - log_adversarial)).sum(1, keepdims=True)
+    share = (1 - trust.astype(np.float64))[:, None] / len(p)
+    assert_allclose(a.grad, share * p * (log_clean - log_adversarial - kl), rtol=1e-4, atol=2e-4)
+    assert_allclose(b.grad, share * (q - p), **CLOSE)
+
+
+def test_introspection_of_full_trust_is_nothing():
+    first, second = torch.randn(2, 6, 10)
+    assert losses.introspection(first, second, torch.ones(6)).item() == 0
+    whole = losses.kl_divergence(first, second)
+    torch.testing.assert_close(losses.introspection(first, second, torch.zeros(6)), whole)
+
+
+@given(problems(3), weights, temperatures, st.sampled_from([0.0, 1.0, 50.0]), st.sampled_from(["batchmean", "mean"]))
+def test_a_scale_stands_in_the_place_of_the_squared_temperature(problem, alpha, t, scale, reduction):
+    teacher, student, clean, y = problem
+    divisor = 1 if reduction == "batchmean" else teacher.shape[1]
+    expected = alpha * scale * numpy_kl(teacher, student, t) / divisor + (1 - alpha) * numpy_ce(clean, y)
+    found = losses.distillation(*tensors(teacher, student, clean, y), alpha, t, 1.0, reduction, scale)
+    assert_allclose(found, expected, rtol=1e-3, atol=2e-6 * scale + 5e-5)
+
+
+@given(problems(3), weights, temperatures)
+def test_without_a_scale_it_is_the_squared_temperature(problem, alpha, t):
+    given = tensors(*problem)
+    assert torch.equal(losses.distillation(*given, alpha, t), losses.distillation(*given, alpha, t, scale=t * t))
+
+
 def every_loss(first, second, y):
+    distribution = torch.eye(first.shape[1])[y]
     return {
+        "smoothed": losses.cross_entropy(first, y, 4.0, 0.1),
+        "divergence_from": losses.divergence_from(distribution, first, 4.0),
+        "introspection": losses.introspection(first, second, torch.full((len(y),), 0.25)),
         "cross_entropy": losses.cross_entropy(first, y, 4.0),
         "soft_cross_entropy": losses.soft_cross_entropy(first, second, 4.0, 1.0),
         "kl_divergence": losses.kl_divergence(first, second, 4.0),

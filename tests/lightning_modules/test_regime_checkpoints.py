@@ -9,14 +9,69 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from regime_helpers import FACTS, assert_identical, build, digits, everything, mlp, trainer
+from regime_helpers import FACTS, REGIMES, assert_identical, build, digits, everything, mlp, name, trainer
 
-from lightning_modules import ARD, Distillation, Regime, Teacher, TeacherSource
+from lightning_modules import (
+    AKD,
+    ARD,
+    FGSMRS,
+    IAD,
+    NFGSM,
+    RSLAD,
+    TRADES,
+    AdaAD,
+    DefensiveDistillation,
+    Distillation,
+    FastARD,
+    FreeAdversarialTraining,
+    InputNoise,
+    LabelCorruption,
+    Regime,
+    ReversedKD,
+    SelfDistillation,
+    Swap,
+    Teacher,
+    TeacherSource,
+    TfKDReg,
+    TfKDSelf,
+)
 from main import main
 from networks import MLP, WideResNet
 from networks.checkpoint import load_network
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
+
+
+PLAIN = {int, float, str, bool, type(None)}
+TEACHERS = {"alpha": 0.3, "temperature": 2.5}
+# Every plain argument of its own that a regime has, at another value than its default.
+GIVEN: dict[type[Regime], dict[str, Any]] = {
+    AKD: TEACHERS | {"teacher_sees": "clean", "igdm": 0.5, "ce_temperature": "t", "kl_reduction": "mean"},
+    ARD: TEACHERS | {"attack_temperature": "t", "igdm": 0.5, "ce_temperature": "t", "kl_reduction": "mean"},
+    IAD: TEACHERS | {"attack_temperature": "t", "igdm": 0.5, "beta": 0.4, "warmup": 2},
+    RSLAD: {"alpha": 0.3, "igdm": 0.5, "kl_reduction": "mean"},
+    AdaAD: {"alpha": 0.3, "igdm": 0.5, "kl_reduction": "mean"},
+    FastARD: TEACHERS | {"delta_loss": "ce", "replays": 3, "ce_temperature": "t"},
+    Distillation: TEACHERS | {"ce_temperature": "t", "kl_reduction": "mean"},
+    DefensiveDistillation: {"temperature": 7.0, "student_temperature": 2.0},
+    ReversedKD: TEACHERS | {"ce_temperature": "t", "kl_reduction": "mean"},
+    TfKDReg: TEACHERS | {"confidence": 0.95, "compat": "yuan2020", "multiplier": 7.0},
+    TfKDSelf: TEACHERS | {"compat": "yuan2020", "multiplier": 7.0},
+    SelfDistillation: TEACHERS | {"feature_weight": 0.02},
+    Teacher: {"temperature": 3.0, "smoothing": 0.2},
+    TRADES: {"beta": 2.0},
+    FGSMRS: {"step": 0.8},
+    NFGSM: {"reach": 1.5, "step": 0.8},
+    FreeAdversarialTraining: {"replays": 3},
+}
+
+
+def types(value: Any) -> set[type]:
+    """The types of all that a nest of dictionaries and lists holds."""
+    if isinstance(value, (dict, list, tuple)):
+        parts = value.values() if isinstance(value, dict) else value
+        return set().union(*map(types, parts))
+    return {type(value)}
 
 
 def write_images(root: Path) -> None:
@@ -133,19 +188,9 @@ def test_a_runs_checkpoint_is_a_teacher_with_nothing_repeated(runs):
 
 
 def test_a_checkpoint_holds_plain_values_alone(runs):
-    def walk(value):
-        if isinstance(value, dict):
-            for part in value.values():
-                yield from walk(part)
-        elif isinstance(value, (list, tuple)):
-            for part in value:
-                yield from walk(part)
-        else:
-            yield type(value)
-
     for regime in ("Teacher", "ARD"):
         content = torch.load(runs[regime], weights_only=True)
-        assert set(walk(content["hyper_parameters"])) <= {int, float, str, bool, type(None)}
+        assert types(content["hyper_parameters"]) <= PLAIN
         assert content["hyper_parameters"]["facts"]["classes"] == len(CLASSES)
 
 
@@ -194,3 +239,41 @@ def test_a_distiller_of_a_notebook(tmp_path, mlp_teacher):
     )
     assert again.alpha == 0.3
     assert again.optimizer is torch.optim.Adam
+
+
+def plain(regime: Any) -> dict[str, Any]:
+    """What a regime knows of itself, its attack's and its threat's settings included; counters of a fit apart."""
+    own = {key: value for key, value in vars(regime).items() if types(value) <= PLAIN and key[0] != "_"}
+    settings = vars(regime.attack) if hasattr(regime, "attack") else {}
+    settings = {f"attack.{key}": value for key, value in settings.items() if types(value) <= PLAIN}
+    return own | settings | {"trained_at": regime.trained_at, "threat": regime.threat, "monitor": regime.monitor}
+
+
+@pytest.mark.parametrize("noisy", [False, True], ids=["", "noise"])
+@pytest.mark.parametrize("regime", REGIMES, ids=name)
+def test_every_regime_of_a_notebook(regime, noisy, tmp_path, mlp_teacher):
+    """Only objects are given again: what is a number or a word comes from the file, what a regime fixes does not."""
+    given: dict[str, Any] = {"scheduler_interval": "step"} | GIVEN.get(regime, {})
+    if noisy:
+        given["noise"] = [LabelCorruption(0.2), InputNoise(0.1), *[Swap(0.2)] * regime.has_teacher]
+    student = build(regime, mlp_teacher, **given)
+    objects = {key: value for key, value in student.hparams.items() if key != "facts" and not types(value) <= PLAIN}
+    assert {"network", "optimizer"} <= objects.keys()
+    path = saved(student, tmp_path / "student.ckpt")
+    parameters = torch.load(path, weights_only=True)["hyper_parameters"]
+    assert types(parameters) <= PLAIN
+    for key, value in given.items():
+        assert parameters.get(key, value if key == "noise" else None) == value
+    again = regime.load_from_checkpoint(path, weights_only=True, **objects)
+    assert type(again) is regime
+    assert_identical(everything(again), everything(student))
+    compared = plain(again)
+    for key, value in plain(student).items():
+        if key not in ("epochs", "training", "prepare_data_per_node"):
+            assert compared[key] == value, key
+    assert (again.noise == given["noise"]) if noisy else (again.noise == [])
+
+
+@pytest.mark.parametrize("regime", REGIMES, ids=name)
+def test_a_subclass_keeps_the_same_hyperparameters(regime, mlp_teacher):
+    assert set(build(type("Sub", (regime,), {}), mlp_teacher).hparams) == set(build(regime, mlp_teacher).hparams)

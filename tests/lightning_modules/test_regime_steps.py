@@ -1,98 +1,57 @@
 """What each regime's step returns, held against the formulas of the papers in float64, and what it costs."""
 
-import copy
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
-from regime_helpers import DISTILLERS, FACTS, REGIMES, STEPS, THREAT, build, calls, fickle_wrn, mlp, name, pgd
+from formulas import Double, ce, check, crafted, kd, kl, log_p, sharpen, shown, smooth, soft_ce
+from regime_helpers import (
+    DISTILLERS,
+    FACTS,
+    REGIMES,
+    STEPS,
+    THREAT,
+    build,
+    digits,
+    fickle_wrn,
+    mlp,
+    name,
+    pgd,
+    trainer,
+)
 from torch import Tensor, nn
 
-from attacks import PGD, Draws, Threat
 from datamodules import Batch
 from lightning_modules import (
+    AKD,
     ARD,
+    FGSMRS,
+    IAD,
+    NFGSM,
+    RSLAD,
     TRADES,
+    AdaAD,
     AdversarialTraining,
     DefensiveDistillation,
     Distillation,
     FastARD,
     FickleTeacher,
+    FreeAdversarialTraining,
     Regime,
+    ReversedKD,
+    SelfDistillation,
     Teacher,
+    TfKDReg,
+    TfKDSelf,
 )
 
 T = 3.0
 ALPHA = pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-
-# The formulas, on logits in float64 and by plain arithmetic.
-
-
-def log_p(z: Tensor, t: float = 1.0) -> Tensor:
-    z = z / t
-    z = z - z.amax(1, keepdim=True).detach()
-    return z - z.exp().sum(1, keepdim=True).log()
-
-
-def ce(z: Tensor, y: Tensor, t: float = 1.0) -> Tensor:
-    return -sum(log_p(z, t)[i, int(c)] for i, c in enumerate(y)) / len(y)
-
-
-def kl(target: Tensor, student: Tensor, t: float = 1.0) -> Tensor:
-    return (log_p(target, t).exp() * (log_p(target, t) - log_p(student, t))).sum() / len(target)
-
-
-def kd(teacher: Tensor, student: Tensor, clean: Tensor, y: Tensor, alpha: float, t: float, ce_t: float = 1) -> Tensor:
-    return alpha * t * t * kl(teacher, student, t) + (1 - alpha) * ce(clean, y, ce_t)
-
-
-class Double:
-    """A network of the same weights in float64, and the gradients of a loss of its logits."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = copy.deepcopy(network).double()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.network(x.double())
-
-    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        parameters = dict(self.network.named_parameters())
-        grads = torch.autograd.grad(loss, list(parameters.values()))
-        return dict(zip(parameters, grads, strict=True))
-
-
-class Divided(nn.Module):
-    """``z / t``, written here so as not to test a thing by itself."""
-
-    def __init__(self, network: nn.Module, t: float) -> None:
-        super().__init__()
-        self.network, self.t = network, t
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x) / self.t
-
-
-def check(regime: Regime, batch: Batch, reference: Callable[[Double], Tensor]) -> None:
-    """The step's loss, and its gradients to the weights, are those of the reference."""
-    double = Double(regime.network)
-    expected = reference(double)
-    loss, _ = regime.step(batch, 0)
-    assert loss.shape == ()
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-6)
-    regime.network.zero_grad()
-    loss.backward()
-    for key, gradient in double.gradients(expected).items():
-        found = dict(regime.network.named_parameters())[key].grad
-        assert found is not None
-        torch.testing.assert_close(found.double(), gradient, rtol=1e-3, atol=1e-5)
-
-
-def crafted(regime: Regime, batch: Batch, t: float = 1.0, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-    attack = PGD(Threat("linf", 0.15, FACTS.box), steps=STEPS, **kwargs)
-    draws = regime.draws(batch)
-    assert isinstance(draws, Draws)
-    return attack(Divided(regime.network, t), batch.x, batch.y if y is None else y, draws)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 20.0])
@@ -100,6 +59,15 @@ def test_teacher(batch, temperature):
     regime = build(Teacher, temperature=temperature)
     check(regime, batch, lambda net: ce(net(batch.x), batch.y, temperature))
     assert regime.trained_at == temperature
+
+
+@pytest.mark.parametrize("temperature", [1.0, 5.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_label_smoothing_gives_the_label_one_less_s_and_the_others_an_equal_share(batch, temperature, smoothing):
+    regime = sharpen(build(Teacher, temperature=temperature, smoothing=smoothing))
+    q = smooth(batch.y, 1 - smoothing)
+    assert torch.allclose(q.sum(1), torch.ones(len(q), dtype=torch.float64))
+    check(regime, batch, lambda net: soft_ce(q, net(batch.x), temperature))
 
 
 @ALPHA
@@ -110,15 +78,18 @@ def test_distillation(batch, mlp_teacher, alpha, option, ce_t):
     check(regime, batch, lambda net: kd(z_t, net(batch.x), net(batch.x), batch.y, alpha, T, ce_t))
 
 
-def test_defensive_distillation_has_soft_labels_alone_and_no_factor(batch, mlp_teacher):
-    regime = build(DefensiveDistillation, mlp_teacher, temperature=20.0)
+@pytest.mark.parametrize("student_temperature", [None, 1.0, 5.0])
+def test_defensive_distillation_has_soft_labels_alone_and_no_factor(batch, mlp_teacher, student_temperature):
+    """The soft labels are taken at T whatever the student is trained at (20 flavours)."""
+    regime = build(DefensiveDistillation, mlp_teacher, temperature=20.0, student_temperature=student_temperature)
     p = log_p(Double(regime.teacher.module)(batch.x), 20.0).exp()
-    check(regime, batch, lambda net: -(p * log_p(net(batch.x), 20.0)).sum() / len(batch.y))
-    assert regime.trained_at == 20.0
+    t = 20.0 if student_temperature is None else student_temperature
+    check(regime, batch, lambda net: soft_ce(p, net(batch.x), t))
+    assert regime.trained_at == t
 
 
-def test_fickle_teacher_is_distillation_from_one_sample(batch, wrn_teacher):
-    regime = build(FickleTeacher, wrn_teacher, alpha=0.9, temperature=T)
+def test_a_fickle_teacher_is_distillation_from_one_sample(batch, wrn_teacher):
+    regime = build(Distillation, wrn_teacher, noise=[FickleTeacher()], alpha=0.9, temperature=T)
     regime.setup("fit")
     torch.manual_seed(5)
     z_t = regime.teacher.module(batch.x).double()
@@ -137,23 +108,20 @@ def test_ard(batch, mlp_teacher, alpha, option, ce_t):
 
 def test_the_temperature_of_ards_attack(batch, mlp_teacher):
     """At small steps the sign of the gradient does not forgive a wrong temperature."""
-    regime = build(ARD, mlp_teacher, alpha=0.9, temperature=30.0, attack_temperature="t")
-    nn.init.normal_(regime.network.fc.weight, std=2)
+    regime = sharpen(build(ARD, mlp_teacher, alpha=0.9, temperature=30.0, attack_temperature="t"), 2)
     x_adv = crafted(regime, batch, t=30.0)
     assert not torch.equal(x_adv, crafted(regime, batch))
     z_t = Double(regime.teacher.module)(batch.x)
     check(regime, batch, lambda net: kd(z_t, net(x_adv), net(batch.x), batch.y, 0.9, 30.0))
 
 
-@pytest.mark.parametrize("regime", [Distillation, FickleTeacher, ARD, FastARD], ids=name)
+@pytest.mark.parametrize("regime", [Distillation, ARD, AKD, FastARD], ids=name)
 def test_the_mean_reduction_divides_the_kl_by_the_classes_too(batch, wrn_teacher, regime):
     losses = {}
     for reduction in ("batchmean", "mean"):
         for alpha in (0.4, 1.0):
             torch.manual_seed(0)
             built = build(regime, wrn_teacher, alpha=alpha, kl_reduction=reduction)
-            built.setup("fit")
-            torch.manual_seed(0)
             losses[reduction, alpha] = built.step(batch, 0)[0].detach()
     torch.testing.assert_close(losses["mean", 1.0], losses["batchmean", 1.0] / FACTS.classes)
     # 0.4 KL / C + 0.6 CE, where 0.4 KL + 0.6 CE and KL are known.
@@ -190,71 +158,221 @@ def test_trades_and_that_its_target_is_not_detached(batch, beta):
 # What a step costs
 
 
-@pytest.mark.parametrize(
-    ("regime", "options", "student", "teacher"),
-    [
-        (Teacher, {}, 1, 0),
-        (Distillation, {"alpha": 1.0}, 1, 1),
-        (Distillation, {"alpha": 0.5}, 1, 1),
-        (Distillation, {"alpha": 0.0}, 1, 0),
-        (DefensiveDistillation, {}, 1, 1),
-        (FickleTeacher, {"alpha": 0.5}, 1, 1),
-        (FickleTeacher, {"alpha": 0.0}, 1, 0),
-        (ARD, {"alpha": 1.0}, STEPS + 1, 1),
-        (ARD, {"alpha": 0.5}, STEPS + 2, 1),
-        (ARD, {"alpha": 0.0}, 1, 0),
-        (FastARD, {"alpha": 1.0}, 1, 1),
-        (FastARD, {"alpha": 0.5}, 2, 1),
-        (FastARD, {"alpha": 0.5, "delta_loss": "ce"}, 2, 1),
-        (AdversarialTraining, {}, STEPS + 1, 0),
-        (TRADES, {}, STEPS + 3, 0),
-    ],
-    ids=name,
-)
-def test_forwards_per_step(batch, wrn_teacher, regime, options, student, teacher):
-    built = build(regime, wrn_teacher, **options)
-    built.setup("fit")
-    asked: list[Tensor] = []
-    if regime in DISTILLERS:
-        built.teacher.module.register_forward_hook(lambda module, inputs, output: asked.append(output))
-    with calls(built.network) as outputs:
-        built.step(batch, 0)
-    assert len(outputs) == student
-    assert len(asked) == teacher
-    assert not any(output.requires_grad for output in asked)
-    assert sum(not output.requires_grad for output in outputs) == (regime is TRADES)
+@dataclass
+class Cost:
+    """Passes through a network: a forward whose output a gradient flows back to is followed by a backward."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+@contextmanager
+def passes(module: nn.Module) -> Iterator[Cost]:
+    """Counts the passes of a module inside."""
+    cost = Cost()
+
+    def back(gradient: Tensor) -> None:
+        cost.backwards += 1
+
+    def forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        cost.forwards += 1
+        if output.requires_grad:
+            output.register_hook(back)
+
+    handle = module.register_forward_hook(forward)
+    try:
+        yield cost
+    finally:
+        handle.remove()
+
+
+def cost_of(regime: Regime, batch: Batch) -> tuple[Cost, Cost]:
+    """Of a step and its backward: the student's passes and the teacher's."""
+    teacher = regime.teacher.module if type(regime) in DISTILLERS else nn.Identity()
+    for source in regime.noise:
+        source.on_teacher(regime.teacher)
+    with passes(regime.network) as student, passes(teacher) as asked:
+        loss, _ = regime.step(batch, 0)
+        loss.backward()
+    return student, asked
+
+
+K = STEPS
+IGDM = {"igdm": 1.0}
+# Regime, options, and the passes: student's forwards and backwards, teacher's forwards and backwards.
+COSTS: list[tuple[type[Regime], dict[str, Any], tuple[int, int, int, int]]] = [
+    (Teacher, {}, (1, 1, 0, 0)),
+    (Teacher, {"smoothing": 0.1}, (1, 1, 0, 0)),
+    (Distillation, {"alpha": 1.0}, (1, 1, 1, 0)),
+    (Distillation, {"alpha": 0.5}, (1, 1, 1, 0)),
+    (Distillation, {"alpha": 0.0}, (1, 1, 0, 0)),
+    (Distillation, {"alpha": 0.5, "noise": [FickleTeacher()]}, (1, 1, 1, 0)),
+    (Distillation, {"alpha": 0.0, "noise": [FickleTeacher()]}, (1, 1, 0, 0)),
+    (ReversedKD, {"alpha": 1.0}, (1, 1, 1, 0)),
+    (ReversedKD, {}, (1, 1, 1, 0)),
+    (ReversedKD, {"alpha": 0.0}, (1, 1, 0, 0)),
+    (DefensiveDistillation, {}, (1, 1, 1, 0)),
+    (DefensiveDistillation, {"student_temperature": 1.0}, (1, 1, 1, 0)),
+    (SelfDistillation, {}, (1, 1, 0, 0)),
+    (TfKDSelf, {}, (1, 1, 1, 0)),
+    (TfKDSelf, {"alpha": 0.0}, (1, 1, 0, 0)),
+    (TfKDSelf, {"compat": "yuan2020"}, (1, 1, 1, 0)),
+    (TfKDSelf, {"attack": pgd()}, (K + 1, K + 1, 1, 0)),
+    (TfKDSelf, {"attack": pgd(), "alpha": 0.0}, (K + 1, K + 1, 0, 0)),
+    (TfKDReg, {}, (1, 1, 0, 0)),
+    (TfKDReg, {"compat": "yuan2020"}, (1, 1, 0, 0)),
+    (TfKDReg, {"attack": pgd()}, (K + 1, K + 1, 0, 0)),
+    (AdversarialTraining, {}, (K + 1, K + 1, 0, 0)),
+    (FGSMRS, {}, (2, 2, 0, 0)),
+    (NFGSM, {}, (2, 2, 0, 0)),
+    (FreeAdversarialTraining, {}, (1, 1, 0, 0)),
+    (TRADES, {}, (K + 3, K + 2, 0, 0)),  # one of the forwards is the attack's target
+    (FastARD, {"alpha": 1.0}, (1, 1, 1, 0)),
+    (FastARD, {"alpha": 0.5}, (2, 2, 1, 0)),
+    (FastARD, {"alpha": 1.0, "delta_loss": "ce"}, (1, 2, 1, 0)),
+    (FastARD, {"alpha": 0.5, "delta_loss": "ce"}, (2, 3, 1, 0)),
+    (ARD, {"alpha": 1.0}, (K + 1, K + 1, 1, 0)),
+    (ARD, {"alpha": 0.5}, (K + 2, K + 2, 1, 0)),
+    (ARD, {"alpha": 0.0}, (1, 1, 0, 0)),
+    (ARD, {"attack": pgd(restarts=1, steps=2 * K)}, (2 * K + 1, 2 * K + 1, 1, 0)),
+    (AKD, {"alpha": 1.0}, (K + 1, K + 1, 1, 0)),
+    (AKD, {"alpha": 0.5}, (K + 1, K + 1, 1, 0)),
+    (AKD, {"alpha": 0.5, "teacher_sees": "clean"}, (K + 1, K + 1, 1, 0)),
+    (AKD, {"alpha": 0.0}, (K + 1, K + 1, 0, 0)),
+    (RSLAD, {"alpha": 1.0}, (K + 1, K + 1, 1, 0)),
+    (RSLAD, {}, (K + 2, K + 2, 1, 0)),
+    (RSLAD, {"alpha": 0.0}, (1, 1, 1, 0)),  # as ARD, it crafts no example that has no weight
+    (IAD, {"alpha": 1.0}, (K + 1, K + 1, 1, 0)),  # in the warm-up, as ARD
+    (IAD, {"alpha": 0.5}, (K + 2, K + 2, 1, 0)),
+    (IAD, {"alpha": 0.0}, (1, 1, 0, 0)),
+    (IAD, {"alpha": 1.0, "warmup": 0}, (K + 2, K + 2, 2, 0)),
+    (IAD, {"alpha": 0.5, "warmup": 0}, (K + 2, K + 2, 2, 0)),
+    (IAD, {"alpha": 0.0, "warmup": 0}, (K + 2, K + 2, 1, 0)),  # the teacher is asked whether it is deceived
+    (AdaAD, {"alpha": 1.0}, (K + 1, K + 1, K + 1, K)),
+    (AdaAD, {"alpha": 0.5}, (K + 2, K + 2, K + 2, K)),
+    (AdaAD, {"alpha": 0.0}, (1, 1, 1, 0)),
+    # IGDM: both at x - d, and the teacher at x' where the method does not ask it for that
+    (ARD, {"alpha": 1.0} | IGDM, (K + 2, K + 2, 3, 0)),
+    (ARD, {"alpha": 0.5} | IGDM, (K + 3, K + 3, 3, 0)),
+    (ARD, {"alpha": 0.0} | IGDM, (K + 3, K + 3, 2, 0)),
+    (AKD, {"alpha": 0.5} | IGDM, (K + 2, K + 2, 2, 0)),
+    (AKD, {"alpha": 0.5, "teacher_sees": "clean"} | IGDM, (K + 2, K + 2, 3, 0)),
+    (AKD, {"alpha": 0.0} | IGDM, (K + 2, K + 2, 2, 0)),
+    (RSLAD, IGDM, (K + 3, K + 3, 3, 0)),
+    (RSLAD, {"alpha": 1.0} | IGDM, (K + 2, K + 2, 3, 0)),
+    (IAD, {"alpha": 1.0} | IGDM, (K + 2, K + 2, 3, 0)),
+    (IAD, {"alpha": 1.0, "warmup": 0} | IGDM, (K + 3, K + 3, 3, 0)),
+    (AdaAD, {"alpha": 1.0} | IGDM, (K + 2, K + 2, K + 2, K)),
+    (AdaAD, {"alpha": 0.5} | IGDM, (K + 3, K + 3, K + 3, K)),
+]
+
+
+def described(value: Any) -> str:
+    """An entry of that table among a test's parameters; parallel workers must agree on it, so no object's address."""
+    if isinstance(value, dict):
+        given = {
+            key: type(entry[0]).__name__ if isinstance(entry, list) else str(getattr(entry, "name", entry))
+            for key, entry in value.items()
+        }
+        return "-".join(f"{key}={entry}" for key, entry in given.items()) or "default"
+    return name(value).replace(" ", "")
+
+
+@pytest.mark.parametrize(("regime", "options", "expected"), COSTS, ids=described)
+def test_passes_per_step(batch, wrn_teacher, regime, options, expected):
+    student, teacher = cost_of(build(regime, wrn_teacher, **options), batch)
+    assert (student.forwards, student.backwards, teacher.forwards, teacher.backwards) == expected
 
 
 def test_every_regime_is_counted():
-    assert set(REGIMES) == {
-        Teacher,
-        Distillation,
-        DefensiveDistillation,
-        FickleTeacher,
-        ARD,
-        FastARD,
-        AdversarialTraining,
-        TRADES,
-    }
+    assert {regime for regime, *_ in COSTS} == set(REGIMES)
 
 
-def test_ard_at_alpha_one_shows_the_student_no_clean_image(batch, mlp_teacher):
-    regime = build(ARD, mlp_teacher, alpha=1.0)
-    seen: list[Tensor] = []
-    regime.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
-    regime.step(batch, 0)
+TERM = r"([K\d][K\d +]*?)"
+PASSES = rf"{TERM} forwards?(?:, {TERM} backwards?\b)?"
+LINE = rf"Per step: student {PASSES}(?:.*?; teacher {PASSES})?"
+
+
+def stated(regime: type[Regime]) -> tuple[int, ...]:
+    """The numbers of the docstring's own line ``Per step: student K + 1 forwards, …; teacher …``."""
+    paragraphs = [" ".join(part.split()) for part in (regime.__dict__.get("__doc__") or "").split("\n\n")]
+    lines = [part for part in paragraphs if part.startswith("Per step: ")]
+    assert len(lines) == 1, f"{regime.__name__} does not say what a step costs"
+    found = re.match(LINE, lines[0])
+    assert found is not None, lines[0]
+    # "K + 1": a sum of K's and numbers
+    return tuple(sum(K if word == "K" else int(word) for word in (part or "0").split(" + ")) for part in found.groups())
+
+
+@pytest.mark.parametrize("regime", REGIMES, ids=name)
+def test_the_docstring_says_what_a_step_costs(batch, wrn_teacher, regime):
+    """IAD's base numbers are those after its warm-up."""
+    options = {"warmup": 0} if regime is IAD else {}
+    student, teacher = cost_of(build(regime, wrn_teacher, **options), batch)
+    assert stated(regime) == (student.forwards, student.backwards, teacher.forwards, teacher.backwards)
+
+
+@pytest.mark.parametrize("replays", [1, 3])
+@pytest.mark.parametrize(
+    ("regime", "options", "expected"),
+    [(FreeAdversarialTraining, {}, (1, 1)), (FastARD, {"alpha": 1.0}, (1, 1)), (FastARD, {"alpha": 0.5}, (2, 2))],
+    ids=described,
+)
+def test_passes_of_a_mini_batchs_replays(wrn_teacher, tmp_path, regime, options, expected, replays):
+    """The teacher is asked once, the student as often as the mini-batch is seen."""
+    built = build(regime, wrn_teacher, replays=replays, **options)
+    built.setup("fit")  # whose probe of the teacher is a forward too
+    teacher = built.teacher.module if regime is FastARD else nn.Identity()
+    starts: list[Tensor] = []
+
+    class Seen(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+            starts.append(batch.index)
+
+    fit = trainer(tmp_path, callbacks=[Seen()], limit_train_batches=2 * replays, limit_val_batches=0)
+    with passes(built.network) as student, passes(teacher) as asked:
+        fit.fit(built, digits(64))
+    assert len(starts) == 2 * replays
+    assert len({tuple(index.tolist()) for index in starts}) == 2
+    assert (student.forwards, student.backwards) == tuple(2 * replays * count for count in expected)
+    assert (asked.forwards, asked.backwards) == (2 * (regime is FastARD), 0)
+
+
+@pytest.mark.parametrize(
+    ("regime", "options"),
+    [
+        (ARD, {"alpha": 1.0}),
+        (AKD, {"alpha": 1.0}),
+        (AKD, {"alpha": 0.5}),
+        (RSLAD, {"alpha": 1.0}),
+        (IAD, {"alpha": 1.0}),
+        (AdaAD, {"alpha": 1.0}),
+        *((regime, {"alpha": 1.0} | IGDM) for regime in (ARD, AKD, RSLAD, IAD, AdaAD)),
+        (TfKDSelf, {"attack": pgd()}),
+        (TfKDReg, {"attack": pgd()}),
+        (AdversarialTraining, {}),
+        (FGSMRS, {}),
+        (NFGSM, {}),
+    ],
+    ids=described,
+)
+def test_at_alpha_one_the_student_is_shown_no_clean_image(batch, mlp_teacher, regime, options):
+    built = build(regime, mlp_teacher, **options)
+    with shown(built.network) as seen:
+        built.step(batch, 0)
     assert seen
-    assert not any(torch.equal(x, batch.x) for x in seen)
+    # No image of it, in whichever place: PGD's start has moved all of them.
+    assert not any((x[:, None] == batch.x[None]).flatten(2).all(2).any() for x in seen)
 
 
 # Draws
 
 
-@pytest.mark.parametrize("regime", [ARD, AdversarialTraining], ids=name)
+@pytest.mark.parametrize("regime", [ARD, AdversarialTraining, AKD, IAD, FGSMRS, NFGSM], ids=name)
 def test_an_images_example_does_not_depend_on_its_batch(batch, mlp_teacher, regime):
     built = build(regime, mlp_teacher)
     order = torch.randperm(len(batch.y))
-    part = Batch(*(field[order][:5] for field in batch))
+    part = Batch(batch.x[order][:5], batch.y[order][:5], batch.index[order][:5])
     torch.testing.assert_close(built.craft(batch)[order][:5], built.craft(part), rtol=0, atol=1e-6)
 
 
@@ -276,34 +394,71 @@ def test_draws_differ_between_steps_and_seeds(batch, monkeypatch):
     ("regime", "options", "message"),
     [
         (Teacher, {"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        (Teacher, {"smoothing": -0.1}, "-0.1"),
+        (Teacher, {"smoothing": 0.95}, "0.95"),
+        (Teacher, {"smoothing": float("nan")}, "nan"),
         (Distillation, {"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"),
+        (Distillation, {"alpha": -0.5}, r"alpha must lie in \[0, 1\], got -0.5"),
         (Distillation, {"temperature": -4.0}, "temperature must be positive, got -4.0"),
+        (DefensiveDistillation, {"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        (DefensiveDistillation, {"student_temperature": -1.0}, "student_temperature must be positive, got -1.0"),
+        (DefensiveDistillation, {"student_temperature": 0.0}, "student_temperature must be positive, got 0.0"),
         (FastARD, {"replays": 0}, "replays must be at least 1, got 0"),
+        (FreeAdversarialTraining, {"replays": 0}, "replays must be at least 1, got 0"),
         (TRADES, {"beta": -1.0}, "beta must be at least 0, got -1.0"),
         (TRADES, {"attack": pgd()}, "loss: kl"),
         (TRADES, {"attack": pgd(loss="kl", random_start=False)}, "random_start: true"),
     ],
-    # Not the objects themselves: parallel workers must agree on the names.
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else name(value),
+    ids=described,
 )
 def test_refused_arguments(mlp_teacher, regime, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
+        build(regime, mlp_teacher, **options)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("regime", DISTILLERS, ids=name)
+@pytest.mark.parametrize("options", [{"alpha": 1.5}, {"alpha": -0.25}, {"temperature": 0.0}], ids=str)
+def test_every_distiller_refuses_weights_and_temperatures(mlp_teacher, regime, options):
+    (key, value), *_ = options.items()
+    if regime is DefensiveDistillation and key == "alpha":
+        pytest.skip("it has none")
+    if regime in (RSLAD, AdaAD) and key == "temperature":
+        pytest.skip("it has none")
+    with pytest.raises(ValueError, match=f"{key} must .* got {value}"):
         build(regime, mlp_teacher, **options)
 
 
 def test_the_attack_gets_the_datasets_box(mlp_teacher):
     facts = FACTS.to_dict() | {"box": [-1.0, 2.0]}
-    assert build(AdversarialTraining, facts=facts).threat.bounds == (-1.0, 2.0)
     assert build(FastARD, mlp_teacher, facts=facts).threat.bounds == (-1.0, 2.0)
     assert THREAT.box is None
+
+
+CRAFTING = (AKD, ARD, FGSMRS, IAD, NFGSM, RSLAD, TRADES, AdaAD, AdversarialTraining)
+
+
+@pytest.mark.parametrize("regime", [*CRAFTING, FreeAdversarialTraining, TfKDReg, TfKDSelf], ids=name)
+def test_every_attack_gets_the_datasets_box(mlp_teacher, regime):
+    facts = FACTS.to_dict() | {"box": [-1.0, 2.0]}
+    options = {"attack": pgd()} if regime in (TfKDReg, TfKDSelf) else {}
+    assert build(regime, mlp_teacher, facts=facts, **options).threat.bounds == (-1.0, 2.0)
 
 
 @pytest.mark.parametrize("regime", REGIMES, ids=name)
 def test_what_chooses_the_best_checkpoint(mlp_teacher, regime):
     built = build(regime, mlp_teacher)
-    adversarial = regime in (ARD, FastARD, AdversarialTraining, TRADES)
+    adversarial = regime in (*CRAFTING, FastARD, FreeAdversarialTraining)
     assert (built.threat is not None) == adversarial
     assert built.monitor == ("val/robust_acc" if adversarial else "val/acc")
+
+
+@pytest.mark.parametrize("regime", [TfKDReg, TfKDSelf], ids=name)
+def test_an_optional_attack_chooses_the_best_checkpoint_too(mlp_teacher, regime):
+    built = build(regime, mlp_teacher, attack=pgd())
+    assert built.threat == THREAT.within(FACTS.box)
+    assert built.monitor == "val/robust_acc"
 
 
 @pytest.mark.parametrize("network", [mlp, fickle_wrn])

@@ -26,16 +26,42 @@ from regime_helpers import (
 from torch import nn
 
 from attacks import Threat
-from lightning_modules import ARD, TRADES, AdversarialTraining, FastARD, Regime, Teacher
+from lightning_modules import (
+    AKD,
+    ARD,
+    FGSMRS,
+    IAD,
+    NFGSM,
+    RSLAD,
+    TRADES,
+    AdaAD,
+    AdversarialTraining,
+    FastARD,
+    InputNoise,
+    LabelCorruption,
+    Regime,
+    SelfDistillation,
+    SignalDependentNoise,
+    Swap,
+    Teacher,
+    TeacherSource,
+)
+from lightning_modules.replay import Replayed
+from lightning_modules.robust_distiller import RobustDistiller
 
 EVERY = pytest.mark.parametrize("regime", REGIMES, ids=name)
 BATCHNORM = pytest.mark.parametrize("batchnorm", ["eval", "train"])
+SMALL = Threat("linf", 0.05)
+CLEAN_TOO = (TRADES, RSLAD)  # train on an image and on its example
 
 
-def attack(regime: type[Regime], batchnorm: str) -> dict[str, Any]:
-    """The attack of a regime that has one."""
-    if issubclass(regime, (ARD, AdversarialTraining, TRADES)):
-        return {"attack": pgd(loss="kl" if regime is TRADES else "ce", batchnorm=batchnorm)}
+ON_KL = (TRADES, RSLAD, AdaAD)
+
+
+def attack(regime: type[Regime], **kwargs: Any) -> dict[str, Any]:
+    """The attack of a regime that is given one."""
+    if issubclass(regime, (RobustDistiller, AdversarialTraining, TRADES)) and not issubclass(regime, (FGSMRS, NFGSM)):
+        return {"attack": pgd(loss="kl" if issubclass(regime, ON_KL) else "ce", **kwargs)}
     return {}
 
 
@@ -63,7 +89,7 @@ class Flags(pl.Callback):
 @BATCHNORM
 def test_modes_are_as_before_after_every_step(regime, batchnorm, wrn_teacher, tmp_path):
     """A batch-norm that its owner froze in eval mode stays frozen, and so does a layer without gradients."""
-    student = build(regime, wrn_teacher, network=fickle_wrn, **attack(regime, batchnorm))
+    student = build(regime, wrn_teacher, network=fickle_wrn, **attack(regime, batchnorm=batchnorm))
     frozen = student.network.block2.layer[0].bn1
     frozen.eval().requires_grad_(False)
     student.network.conv1.requires_grad_(False)
@@ -81,22 +107,22 @@ def test_modes_are_as_before_after_every_step(regime, batchnorm, wrn_teacher, tm
 @EVERY
 @BATCHNORM
 def test_running_averages_move_by_the_training_forwards_alone(regime, batchnorm, wrn_teacher, tmp_path):
-    student = build(regime, wrn_teacher, network=wrn, **attack(regime, batchnorm))
+    student = build(regime, wrn_teacher, network=wrn, **attack(regime, batchnorm=batchnorm))
     trainer(tmp_path, limit_train_batches=4, val_check_interval=2).fit(student, digits())
-    assert int(student.network.bn1.num_batches_tracked) == 4 * (2 if regime is TRADES else 1)
+    assert int(student.network.bn1.num_batches_tracked) == 4 * (2 if regime in CLEAN_TOO else 1)
     assert student.network.bn1.running_mean.any()
 
 
 @BATCHNORM
-@pytest.mark.parametrize("regime", [ARD, AdversarialTraining, TRADES], ids=name)
+@pytest.mark.parametrize("regime", [regime for regime in REGIMES if attack(regime)], ids=name)
 def test_running_averages_are_those_of_what_the_loss_saw(regime, batchnorm, wrn_teacher, batch):
-    student = build(regime, wrn_teacher, network=wrn, **attack(regime, batchnorm)).train()
+    student = build(regime, wrn_teacher, network=wrn, **attack(regime, batchnorm=batchnorm)).train()
     twin = copy.deepcopy(student.network)
     with calls(student.network) as outputs:
         seen = []
         student.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
         student.step(batch, 0)
-    trained = 2 if regime is TRADES else 1
+    trained = 2 if regime in CLEAN_TOO else 1
     assert len(outputs) == len(seen)
     twin.train()
     for x in seen[-trained:]:
@@ -155,7 +181,9 @@ def test_the_optimiser_holds_the_students_parameters_and_its_schedule(regime, wr
     run = trainer(tmp_path, limit_train_batches=4)
     run.fit(student, digits())
     (group,) = run.optimizers[0].param_groups
-    assert {id(p) for p in group["params"]} == {id(p) for p in student.network.parameters()}
+    assert {id(p) for p in group["params"]} == {id(p) for p in student.parameters()}
+    assert {id(p) for p in student.network.parameters()} <= {id(p) for p in group["params"]}
+    assert (len(group["params"]) > len([*student.network.parameters()])) == (regime is SelfDistillation)
     assert group["lr"] == pytest.approx(0.05 / 4)
 
 
@@ -172,12 +200,18 @@ def gradients(regime: Regime, folder: Any, batch_size: int, batches: int, accumu
     return callback.steps
 
 
-@pytest.mark.parametrize("regime", [regime for regime in REGIMES if regime is not FastARD], ids=name)
-def test_two_accumulated_batches_are_one_of_twice_the_size(regime, mlp_teacher, tmp_path):
-    """FastARD apart, whose perturbation moves at every batch; FickleTeacher with a teacher that does not draw."""
-    if regime.__name__ == "FickleTeacher":
-        regime = type("Steady", (regime,), {"setup": lambda self, stage: None})
-    options = {"alpha": 0.7} if issubclass(regime, ARD) else {}
+# A perturbation moves at every batch, and the heads of self-distillation normalise by the batch.
+BY_IMAGE = [regime for regime in REGIMES if not issubclass(regime, (Replayed, SelfDistillation))]
+NOISE = [LabelCorruption(0.3), LabelCorruption(0.3, fixed=True), InputNoise(0.1)]
+TEACHERS_NOISE = [SignalDependentNoise(0.3), Swap(0.5, "all", threshold=0.5)]
+
+
+@pytest.mark.parametrize("regime", BY_IMAGE, ids=name)
+@pytest.mark.parametrize("noisy", [False, True], ids=["", "noise"])
+def test_two_accumulated_batches_are_one_of_twice_the_size(regime, noisy, mlp_teacher, tmp_path):
+    options: dict[str, Any] = {"alpha": 0.7} if regime in (ARD, IAD, AKD) else {}
+    options |= {"warmup": 0} if regime is IAD else {}
+    options |= {"noise": NOISE + TEACHERS_NOISE * regime.has_teacher} if noisy else {}
     found = []
     for size, batches, accumulate in ((16, 4, 2), (32, 2, 1)):
         torch.manual_seed(0)
@@ -221,7 +255,7 @@ def test_bf16_mixed(regime, network, wrn_teacher, tmp_path):
     run.fit(student, digits())
     assert len(losses.values) == 3
     assert torch.tensor(losses.values).isfinite().all()
-    names = [f"network.{key}" for key, _ in student.network.named_parameters()]
+    names = [key for key, _ in student.named_parameters()]
     for step in grads.steps:
         assert sorted(step) == sorted(names)
         assert all(gradient.any() for key, gradient in step.items() if key == "network.fc.weight")
@@ -232,7 +266,7 @@ def test_bf16_mixed(regime, network, wrn_teacher, tmp_path):
         assert not torch.equal(after[key], before[key]), key
 
 
-@pytest.mark.parametrize("regime", [ARD, AdversarialTraining, TRADES], ids=name)
+@EVERY
 def test_bf16_gradients_are_those_of_float32_roughly(regime, wrn_teacher, tmp_path):
     """A cache of cast weights that outlived the crafting would leave a layer without gradient."""
     found = {}
@@ -323,15 +357,24 @@ def test_a_barebones_trainer(tmp_path):
     run.fit(build(Teacher), digits())
 
 
-@pytest.mark.parametrize("regime", [regime for regime in REGIMES if regime.__name__ != "FickleTeacher"], ids=name)
-def test_it_learns(regime, mlp_teacher, tmp_path):
+@pytest.fixture(scope="session")
+def robust_teacher(tmp_path_factory):
+    """One that withstands what the students are to withstand."""
+    torch.manual_seed(3)
+    regime = build(AdversarialTraining, optimizer=partial(torch.optim.Adam, lr=0.01), attack=pgd(threat=SMALL))
+    fit = trainer(tmp_path_factory.mktemp("robust"), limit_train_batches=1.0, limit_val_batches=0, max_epochs=4)
+    fit.fit(regime, digits(64))
+    return TeacherSource(module=regime.network)
+
+
+@EVERY
+def test_it_learns(regime, robust_teacher, tmp_path):
     """Each regime takes real digits well above chance in two epochs, and the adversarial ones a small ball with it."""
-    options: dict[str, Any] = {"optimizer": partial(torch.optim.Adam, lr=0.01)}
-    if "attack" in attack(regime, "eval"):
-        options["attack"] = pgd(loss="kl" if regime is TRADES else "ce", threat=Threat("linf", 0.05))
-    elif regime is FastARD:
-        options["threat"] = Threat("linf", 0.05)
+    options: dict[str, Any] = {"optimizer": partial(torch.optim.Adam, lr=0.01)} | attack(regime, threat=SMALL)
+    if issubclass(regime, (Replayed, FGSMRS, NFGSM)):
+        options["threat"] = SMALL
     run = trainer(tmp_path, limit_train_batches=1.0, limit_val_batches=1.0, max_epochs=2)
-    run.fit(build(regime, mlp_teacher, **options), digits(64))
+    run.fit(build(regime, robust_teacher, **options), digits(64))
     assert run.callback_metrics["val/acc"] > 0.5
     assert run.callback_metrics.get("val/robust_acc", 1) > 0.3
+    assert ("val/robust_acc" in run.callback_metrics) == ("attack" in options or "threat" in options)

@@ -12,7 +12,17 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import networks
-from networks import MLP, DefensiveCNN, Facts, MobileNetV2, Network, ResNet18, ResNet50, WideResNet
+from networks import (
+    MLP,
+    DefensiveCNN,
+    Facts,
+    MobileNetV2,
+    Network,
+    ResNet18,
+    ResNet50,
+    TrafficSignCNN,
+    WideResNet,
+)
 from networks.counts import multiply_adds, parameters
 
 CIFAR = Facts(classes=10, channels=3, size=32, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
@@ -29,8 +39,15 @@ BUILDERS = {
     "resnet18": ResNet18,
     "resnet50": ResNet50,
     "mobilenet": MobileNetV2,
+    "signs_cnn": TrafficSignCNN,
+    "signs_cnn_reduced": lambda facts, **kw: TrafficSignCNN(facts, reduced=True, **kw),
 }
-every_network = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+# How much larger than others' a network's images are; its poolings leave nothing of smaller ones.
+SCALE = {"signs_cnn": 8, "signs_cnn_reduced": 8}
+SMALLEST = {name: replace(SMALL, size=SMALL.size * SCALE.get(name, 1)) for name in BUILDERS}
+every_network = pytest.mark.parametrize(
+    ("build", "small"), [(build, SMALLEST[name]) for name, build in BUILDERS.items()], ids=BUILDERS
+)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +86,8 @@ def test_mlp_counts_are_the_published_weights():
 @every_network
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [28, 32])
-def test_runs_on_any_channels_and_size(build, channels, size):
-    facts = Facts(7, channels, size, mean=[0.5] * channels, std=[0.25] * channels)
+def test_runs_on_any_channels_and_size(build, small, channels, size):
+    facts = Facts(7, channels, size * small.size // SMALL.size, mean=[0.5] * channels, std=[0.25] * channels)
     network = build(facts).eval()
     x = torch.rand(2, *facts.shape, requires_grad=True)
     logits = network(x)
@@ -80,12 +97,12 @@ def test_runs_on_any_channels_and_size(build, channels, size):
 
 
 @every_network
-def test_normalises_first(build):
-    plain = build(SMALL, normalize=False).eval()
-    network = build(SMALL).eval()
+def test_normalises_first(build, small):
+    plain = build(small, normalize=False).eval()
+    network = build(small).eval()
     network.load_state_dict(plain.state_dict())  # strict: normalisation is no state
-    x = torch.rand(3, *SMALL.shape)
-    mean, std = torch.tensor(SMALL.mean).view(-1, 1, 1), torch.tensor(SMALL.std).view(-1, 1, 1)
+    x = torch.rand(3, *small.shape)
+    mean, std = torch.tensor(small.mean).view(-1, 1, 1), torch.tensor(small.std).view(-1, 1, 1)
     torch.testing.assert_close(network(x), plain((x - mean) / std))
     assert not torch.allclose(network(x), plain(x))
 
@@ -103,24 +120,24 @@ class ReluCounter(TorchDispatchMode):
 
 
 @every_network
-def test_each_relu_module_acts_once_and_nothing_else_rectifies(build):
-    network = build(SMALL).eval()
+def test_each_relu_module_acts_once_and_nothing_else_rectifies(build, small):
+    network = build(small).eval()
     modules = [module for module in network.modules() if isinstance(module, nn.ReLU)]
     calls = []
     for module in modules:
         assert not module.inplace
         module.register_forward_hook(lambda module, inputs, output: calls.append(module))
     with torch.no_grad(), ReluCounter() as counter:
-        network(torch.rand(1, *SMALL.shape))
+        network(torch.rand(1, *small.shape))
     assert sorted(map(id, calls)) == sorted(map(id, modules))
     assert counter.count == len(modules) > 0
 
 
 @every_network
 @pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU")
-def test_guided_backprop_works(build):
-    network = build(SMALL).eval()
-    x = torch.rand(2, *SMALL.shape, requires_grad=True)
+def test_guided_backprop_works(build, small):
+    network = build(small).eval()
+    x = torch.rand(2, *small.shape, requires_grad=True)
     (plain,) = torch.autograd.grad(network(x)[:, 0].sum(), x)
     guided = GuidedBackprop(network).attribute(x, target=0)
     assert guided.isfinite().all()
@@ -128,8 +145,8 @@ def test_guided_backprop_works(build):
 
 
 @every_network
-def test_stages_run_in_order_and_the_last_one_feeds_the_head(build):
-    network = build(SMALL).eval()
+def test_stages_run_in_order_and_the_last_one_feeds_the_head(build, small):
+    network = build(small).eval()
     stages, seen, outputs = network.stages(), [], {}
 
     def hook(name):
@@ -142,7 +159,7 @@ def test_stages_run_in_order_and_the_last_one_feeds_the_head(build):
     for name, module in stages.items():
         assert any(module is own for own in network.modules())
         module.register_forward_hook(hook(name))
-    network(torch.rand(2, *SMALL.shape))
+    network(torch.rand(2, *small.shape))
     assert seen == list(stages)
     assert len(outputs[seen[-1]]) == (2 if isinstance(network, MLP) else 4)
     if len(outputs[seen[-1]]) == 4:
@@ -151,7 +168,7 @@ def test_stages_run_in_order_and_the_last_one_feeds_the_head(build):
 
 
 def test_stage_counts():
-    counts = {name: len(build(SMALL).stages()) for name, build in BUILDERS.items()}
+    counts = {name: len(build(SMALLEST[name]).stages()) for name, build in BUILDERS.items()}
     assert counts == {
         "mlp": 2,
         "mnist_cnn": 2,
@@ -163,13 +180,15 @@ def test_stage_counts():
         "resnet18": 4,
         "resnet50": 4,
         "mobilenet": 4,
+        "signs_cnn": 6,
+        "signs_cnn_reduced": 3,
     }
 
 
 @every_network
-def test_every_parameter_learns(build):
-    network = build(SMALL)
-    network(torch.rand(4, *SMALL.shape)).logsumexp(1).sum().backward()
+def test_every_parameter_learns(build, small):
+    network = build(small)
+    network(torch.rand(4, *small.shape)).logsumexp(1).sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
