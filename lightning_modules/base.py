@@ -65,8 +65,8 @@ class Regime(pl.LightningModule, ABC):
         noise: list[Noise] | None = None,
     ) -> None:
         super().__init__()
-        # What a checkpoint needs to rebuild itself; from the command line these are plain values.
-        # What a regime fixes for the classes that it builds on is no argument of its own.
+        # What a checkpoint needs to rebuild itself; from the command line these are plain values. What a regime fixes
+        # for the classes that it builds on is no argument of its own.
         *inner, outer = collect_init_args(inspect.currentframe(), [])  # type: ignore[arg-type]
         self.save_hyperparameters(ignore=sorted({key for given in inner for key in given} - outer.keys()), logger=False)
         self.facts = _facts(facts)
@@ -249,9 +249,10 @@ class Regime(pl.LightningModule, ABC):
         if trained is not None:
             self.facts.require(_facts(trained), "The checkpoint")
         self._best_robust = checkpoint.get("best_robust", 0.0)
-        if self._trainer is None or self.trainer.state.fn != "fit" or "averaging_state" not in checkpoint:
-            return
-        if not any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+        resumes = self._trainer is not None and self.trainer.state.fn == "fit"
+        callbacks = self.trainer.callbacks if resumes else []  # type: ignore[attr-defined]
+        averages = any(isinstance(callback, WeightAveraging) for callback in callbacks)
+        if resumes and "averaging_state" in checkpoint and not averages:
             raise ValueError(
                 "This fit averages its weights, and the checkpoint's are the average: go on with the same --ema, or "
                 "start a new fit."

@@ -71,7 +71,8 @@ class LabelCorruption(Noise):
     """With probability p a label becomes a uniformly drawn other class (004, §4.4).
 
     In a teacher's config it corrupts the teacher (the paper's T), in a student's the student (S), in both both (TS):
-    with equal seeds the same images get the same labels in the same epoch.
+    with equal seeds the same images get the same labels in the same epoch. A class that is left out of the data may be
+    drawn too.
 
     Args:
         p: probability, in [0, 1].

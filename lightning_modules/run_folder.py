@@ -146,7 +146,7 @@ class RunFolder(BasePredictionWriter):
                 f"Stopped in epoch {trainer.current_epoch}. Go on with: "
                 f"python main.py fit --config {self.folder / 'config.yaml'} --ckpt_path {last}"
             )
-        elif self.subcommand == "fit":
+        elif self.subcommand == "fit" and trainer.global_step > 0:
             rank_zero_info("Stopped before the first epoch was complete: there is nothing to go on from, begin again.")
 
     def write_on_epoch_end(

@@ -80,6 +80,14 @@ def test_noise_changes_noise_schedule_and_teacher_alone(add_on, at_root, capsys)
     assert after == before
 
 
+def test_noises_add_up(at_root, capsys) -> None:
+    pieces = ["soft_randomization", "swap_top2", "label_corruption_s"]
+    files = [word for piece in pieces for word in ("--config", f"configs/noise/{piece}.yaml")]
+    noise = printed(capsys, "--config", "configs/kd_wrn.yaml", *files)["model"]["init_args"]["noise"]
+    found = [source["class_path"].rpartition(".")[2] for source in noise]
+    assert found == ["InputNoise", "Swap", "LabelCorruption"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("add_on", ["fickle_0.3", "label_corruption_ts", "swap_all"])
 def test_noise_runs_with_the_teacher_that_it_overrides(add_on, tmp_path, at_root) -> None:

@@ -115,3 +115,11 @@ def test_average_is_kept_where_training_is(tmp_path, monkeypatch):
 def test_decay_outside_its_range(decay):
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
         Averaging(decay)
+
+
+def test_a_fit_that_averaged_does_not_go_on_without(tmp_path):
+    """The weights in its checkpoint are the average, the momentum is that of others."""
+    fit(build(Teacher), tmp_path, enable_checkpointing=True)
+    (path,) = tmp_path.rglob("*.ckpt")
+    with pytest.raises(ValueError, match=r"averages its weights.*--ema"):
+        trainer(tmp_path, max_epochs=2).fit(build(Teacher), datamodule=digits(), ckpt_path=path)

@@ -33,6 +33,7 @@ from lightning_modules import (
     AdaAD,
     DefensiveDistillation,
     Distillation,
+    FastARD,
     FickleTeacher,
     InputNoise,
     LabelCorruption,
@@ -693,3 +694,30 @@ def test_the_ends_of_the_ranges_are_allowed(source):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         outcome(source, moment(100))
+
+
+# Noise that nobody hears
+
+
+@pytest.mark.parametrize(
+    ("regime", "options", "heard"),
+    [
+        (Distillation, {"alpha": 1.0}, False),
+        (Distillation, {"alpha": 0.9}, True),
+        (DefensiveDistillation, {}, False),
+        (ARD, {"alpha": 1.0}, True),  # by the attack
+        (FastARD, {"alpha": 1.0}, False),
+        (FastARD, {"alpha": 1.0, "delta_loss": "ce"}, True),
+        (RSLAD, {}, False),
+        (AdaAD, {}, False),
+        (TfKDSelf, {"alpha": 1.0}, False),
+        (Teacher, {}, True),
+    ],
+    ids=name,
+)
+def test_corrupted_labels_that_have_no_word_are_warned_of(mlp_teacher, regime, options, heard):
+    built = build(regime, mlp_teacher, noise=[LabelCorruption(0.5)], **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        built.on_fit_start()
+    assert ["LabelCorruption changes nothing" in str(entry.message) for entry in caught] == [True] * (not heard)
