@@ -12,7 +12,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 import yaml
 from filelock import FileLock
 from jsonargparse import Namespace
@@ -22,7 +21,9 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from attacks.callback import AttackSuite
+from attacks.evaluator import Evaluator
 from datamodules import Images
+from interpret.callback import Interpretation
 from lightning_modules import Regime
 from lightning_modules.averaging import Averaging, check_decay
 from lightning_modules.flavours import Expansion, Section, expansion
@@ -38,7 +39,7 @@ from lightning_modules.on_demand import (
     train_once,
 )
 from lightning_modules.parser import Parser, sentence
-from lightning_modules.run_folder import RunFolder, loggers, new_folder
+from lightning_modules.run_folder import RunFolder, loggers, new_folder, worth_testing
 from networks.checkpoint import first_line
 
 for message in (
@@ -55,7 +56,7 @@ logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "
 
 
 class CLI(LightningCLI):
-    """LightningCLI with a run folder, teachers on demand and an attack suite after ``fit`` and in ``test``."""
+    """LightningCLI with a run folder, teachers on demand, and evaluators after ``fit`` and in ``test``."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, default=None, help="The run's name; default: its config's.")
@@ -65,6 +66,7 @@ class CLI(LightningCLI):
         parser.add_argument("--ema", type=float | None, default=None, help="Decay of an average of the weights.")
         parser.add_argument("--flavour", type=Section | None, default=None, help="One of the 20 flavours, by its name.")
         parser.add_lightning_class_args(AttackSuite, "suite")
+        parser.add_lightning_class_args(Interpretation, "interpret")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -190,29 +192,28 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_test(self) -> None:
-        self.config_init[self.subcommand].suite.checkpoint = Path(self.config[self.subcommand].ckpt_path).stem
+        self._judge(Path(self.config[self.subcommand].ckpt_path))
 
     def after_fit(self) -> None:
         """Tests the best weights and, where they are others, the last ones: Lightning logs nothing after a fit."""
         # Processes that another launcher started know the run's folder from the first of them.
         self.folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
-        best, last = (self.folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.trainer.save_checkpoint(best)  # one batch's worth: what a trial run of a student distils from
-        tested = [path for path in (last, best) if path.exists()]
-        if len(tested) == 2 and _step(last) == _step(best):
-            tested = [best]
-        suite = self.config_init[self.subcommand].suite
+            # One batch's worth: what a trial run of a student distils from.
+            self.trainer.save_checkpoint(self.folder / "checkpoints" / "best.ckpt")
+        tested = worth_testing(self.folder)
         for path in tested:
-            suite.silent = path != tested[-1]
-            self._test(suite, path)
+            self._judge(path, silent=path != tested[-1])
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False, weights_only=True)
         if self.trainer.is_global_zero:
             (self.folder / COMPLETE).touch()
         rank_zero_info(f"Everything of this run: {self.folder}")
 
-    def _test(self, suite: AttackSuite, path: Path) -> None:
-        suite.checkpoint = path.stem
-        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False, weights_only=True)
+    def _judge(self, checkpoint: Path, silent: bool = False) -> None:
+        """Tells the evaluators which weights they judge, and whether others will follow."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Evaluator):
+                callback.checkpoint, callback.silent = checkpoint.stem, silent
 
     def _plain(self, config: Namespace, subcommand: str | None = None) -> dict[str, Any]:
         """A subcommand's config as plain values, as a YAML file would hold it."""
@@ -233,11 +234,6 @@ class CLI(LightningCLI):
         if flavour is not None:
             flavour.require(config["model"])
         return config
-
-
-def _step(checkpoint: Path) -> int:
-    """How many steps a checkpoint's weights have been trained for."""
-    return int(torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)["global_step"])
 
 
 def main(args: Sequence[str] | None = None) -> CLI:

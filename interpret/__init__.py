@@ -14,6 +14,7 @@ from interpret.attributions import (
     attribute,
     explain,
 )
+from interpret.calibration import Answers, answers
 from interpret.decision import decision_map, hardness, hardness_table
 from interpret.measures import MEASURES, bootstrap
 from interpret.scores import Adherence
@@ -23,6 +24,7 @@ __all__ = [
     "MEASURES",
     "Adherence",
     "Agreement",
+    "Answers",
     "Explained",
     "GradCAM",
     "GuidedGradCAM",
@@ -34,6 +36,7 @@ __all__ = [
     "adherence",
     "agreement",
     "amplitudes",
+    "answers",
     "attribute",
     "bootstrap",
     "decision_map",

@@ -8,93 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.functional.classification import binary_calibration_error
 
 from attacks.base import Attack
 from attacks.crafting import crafting
 from attacks.draws import Draws
-from attacks.records import Record, mean, share, wilson
-
-BINS = 15  # of the calibration error and of its diagram
-EDGES = np.linspace(0, 1, BINS + 1)
+from attacks.records import Record, mean, share
+from interpret.calibration import Answers, checked
 
 Batch = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """Accuracy against confidence in bins of equal width; a bin holds its lower edge, the last one 1 too.
-
-    Attributes:
-        edges: of the bins, (BINS + 1,).
-        count: images in each bin, (BINS,).
-        confidence: their mean confidence; NaN in an empty bin.
-        accuracy: the share of them that is classified correctly; NaN in an empty bin.
-        low: lower ends of the accuracies' 95 % intervals (Wilson); NaN in an empty bin.
-        high: upper ends.
-    """
-
-    edges: np.ndarray
-    count: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one network says of every image, at T = 1.
-
-    Attributes:
-        prediction: the class of the highest probability, (n,).
-        correct: whether it is the label, bool (n,).
-        confidence: its probability, float64 (n,).
-        nll: negative log-likelihood of the label, in nats, float64 (n,).
-    """
-
-    prediction: np.ndarray
-    correct: np.ndarray
-    confidence: np.ndarray
-    nll: np.ndarray
-
-    @property
-    def ece(self) -> float:
-        """Expected calibration error (Guo et al. 2017): mean distance of accuracy from confidence over the bins."""
-        confidence, correct = torch.from_numpy(_inside(self.confidence)), torch.from_numpy(self.correct)
-        return float(binary_calibration_error(confidence, correct.long(), n_bins=BINS))
-
-    def reliability(self) -> Reliability:
-        """The bins of the calibration error, for a diagram."""
-        place = _place(self.confidence)
-        count = np.bincount(place, minlength=BINS)
-        right = np.bincount(place, self.correct, BINS)
-        filled = np.where(count > 0, count, np.nan)
-        ends = [wilson(int(k), int(n)) if n else (np.nan, np.nan) for k, n in zip(right, count, strict=True)]
-        confidence = np.bincount(place, self.confidence, BINS) / filled
-        return Reliability(EDGES, count, confidence, right / filled, *np.array(ends).T)
-
-    def records(self, model: str, seconds: float) -> list[Record]:
-        """ECE and NLL with 95 % intervals.
-
-        The calibration error is the mean over images of ``±(confidence - correct)``, with the sign of the image's
-        bin; the interval is Student's of that mean, which leaves out the error's upward bias in small samples.
-        """
-        bins = self.reliability()
-        gaps = np.sign(bins.confidence - bins.accuracy)[_place(self.confidence)] * (self.confidence - self.correct)
-        ece = mean("ECE", gaps, "probability", seconds)
-        ece = replace(ece, value=self.ece, low=min(ece.low, self.ece), high=max(ece.high, self.ece))  # but for rounding
-        return [replace(record, model=model) for record in (ece, mean("NLL", self.nll, "nats", seconds))]
-
-
-def _inside(confidence: np.ndarray) -> np.ndarray:
-    """Confidences below 1: torchmetrics has a bin of its own for exactly 1, where hardened networks have most."""
-    return np.minimum(confidence, np.nextafter(1.0, 0.0))
-
-
-def _place(confidence: np.ndarray) -> np.ndarray:
-    """The bin of every confidence."""
-    return np.searchsorted(EDGES, _inside(confidence), side="right") - 1
 
 
 @dataclass(frozen=True)
@@ -176,10 +97,6 @@ class _Columns:
     def __getitem__(self, name: str) -> np.ndarray:
         return torch.cat(self.parts[name]).numpy()
 
-    def answers(self, role: str) -> Answers:
-        prediction = self[f"{role} prediction"]
-        return Answers(prediction, prediction == self["label"], self[f"{role} confidence"], self[f"{role} nll"])
-
 
 def agreement(
     student: nn.Module,
@@ -209,16 +126,15 @@ def agreement(
     if not 0 < temperature < float("inf"):
         raise ValueError(f"A temperature must be positive and finite, got {temperature}.")
     columns = _Columns()
+    said: dict[str, list[Answers]] = {"student": [], "teacher": []}
     spent = [0.0, 0.0, 0.0]
     with crafting(student), crafting(teacher), torch.no_grad():
         for x, y, index in batches:
             begun = time.perf_counter()
             logits = {"student": student(x).double(), "teacher": teacher(x).double()}
-            _require(logits["student"], logits["teacher"], y)
+            _same_classes(logits["student"], logits["teacher"])
             for role, z in logits.items():
-                confidence, prediction = z.softmax(1).max(1)
-                columns.add(**{f"{role} prediction": prediction, f"{role} confidence": confidence})
-                columns.add(**{f"{role} nll": F.cross_entropy(z, y, reduction="none")})
+                said[role].append(Answers.of(checked(z, y, role), y))
             p_student, p_teacher = (z.div(temperature).log_softmax(1) for z in logits.values())
             kl = F.kl_div(p_student, p_teacher, reduction="none", log_target=True).sum(1)
             # Rounding may leave a divergence of equals below 0.
@@ -249,21 +165,14 @@ def agreement(
             columns["transferred"],
             (spent[1], spent[2]),
         )
-    answers = (columns.answers("student"), columns.answers("teacher"))
-    return Agreement(columns["index"], columns["label"], *answers, columns["kl"], temperature, spent[0], attacked)
+    both_said = (Answers.joined(said["student"]), Answers.joined(said["teacher"]))
+    return Agreement(columns["index"], columns["label"], *both_said, columns["kl"], temperature, spent[0], attacked)
 
 
-def _require(student: Tensor, teacher: Tensor, y: Tensor) -> None:
-    """Raises ValueError where two networks' logits (B, classes) and labels (B,) cannot be compared."""
+def _same_classes(student: Tensor, teacher: Tensor) -> None:
+    """Raises ValueError where two networks' logits (B, classes) are of different classes."""
     if student.shape[1] != teacher.shape[1]:
         raise ValueError(
             f"The student tells {student.shape[1]} classes apart, the teacher {teacher.shape[1]}: "
             "agreement needs two networks of the same classes."
-        )
-    for role, z in (("student", student), ("teacher", teacher)):
-        if not bool(z.isfinite().all()):
-            raise ValueError(f"The {role}'s logits are not finite: no probability can be told from them.")
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < student.shape[1]:
-        raise ValueError(
-            f"Labels go from {int(y.min())} to {int(y.max())}, the networks have {student.shape[1]} classes."
         )

@@ -1,7 +1,7 @@
 """Which pixels a network's logit of one class depends on, by five methods."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,6 +203,13 @@ class SmoothGrad(Method):
             assert passed.gradient is not None
             total += passed.gradient.unflatten(0, (-1, count)).sum(1)
         return total / self.samples
+
+
+def suited(networks: Iterable[nn.Module]) -> list[Method]:
+    """Saliency and Integrated Gradients, and Grad-CAM where every network names a stage that convolves."""
+    every = [stages().values() if callable(stages := getattr(each, "stages", None)) else () for each in networks]
+    convolves = [any(isinstance(m, nn.Conv2d) for stage in stages for m in stage.modules()) for stages in every]
+    return [Saliency(), IntegratedGradients(), *([GradCAM()] if all(convolves) else [])]
 
 
 def explain(model: nn.Module, x: Tensor, target: Tensor | None, methods: Collection[Method]) -> Explained:

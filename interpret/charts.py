@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from interpret.agreement import BINS, Agreement, Answers
+from interpret.calibration import BINS, Answers
 from interpret.decision import PALETTE
 from interpret.figures import SMALL, save
 from interpret.sensitivity import NAMES, shares
@@ -65,18 +65,18 @@ def violins(
     return save(figure, path)
 
 
-def reliability_diagrams(found: Agreement, path: Path) -> Path:
-    """Draws accuracy against mean confidence, of the student and of the teacher, above how many images there are to it.
+def reliability_diagrams(answers: Mapping[str, Answers], path: Path) -> Path:
+    """Draws accuracy against mean confidence of each network, above how many images there are to it.
 
     Args:
-        found: what :func:`interpret.agreement.agreement` says.
+        answers: what :func:`interpret.calibration.answers` says, by what the network is called.
         path: of the picture.
     """
-    figure = Figure(figsize=(6.6, 4.4), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
-    for column, (role, answers) in enumerate((("student", found.student), ("teacher", found.teacher))):
-        _reliability(axes[0, column], axes[1, column], answers)
-        ece, nll = answers.records(role, 0.0)
+    figure = Figure(figsize=(3.3 * len(answers), 4.4), layout="constrained")
+    axes = figure.subplots(2, len(answers), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
+    for column, (role, said) in enumerate(answers.items()):
+        _reliability(axes[0, column], axes[1, column], said)
+        ece, nll = said.records(role, 0.0)
         figures = f"ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}], NLL {nll.value:.3g}"
         axes[0, column].set_title(f"{role} (n = {ece.n})\n{figures}", fontsize=SMALL + 1)
     axes[0, 0].set_ylabel("accuracy", fontsize=SMALL + 1)

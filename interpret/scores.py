@@ -125,11 +125,11 @@ class Adherence:
             yield Record(metric, error.value, error.n, error.low, error.high, seconds, unit="median relative error")
 
     def table(self, title: str = "Does the student look where its teacher looks?") -> Table:
-        """A row per method and measure: the pair, each control, floor, skill, and where the measure is defined."""
+        """A row per method and measure: the pair, each control, floor and skill; below it what else is to be said."""
         table = Table(title=title, title_style="bold", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
         table.add_column("", min_width=max((len(row.measure) + 1 for row in self.rows), default=0))
         controls = list(self.rows[0].controls) if self.rows else []
-        for name in ("student [95 %]", *controls, FLOOR, "skill [95 %]", DEFINED):
+        for name in ("student [95 %]", *controls, FLOOR, "skill [95 %]"):
             # A control of several words has a header of several lines, before any interval is broken.
             width = None if "[" in name else max(6, *map(len, name.split()))
             table.add_column(name, justify="right", width=width, no_wrap="[" in name)
@@ -138,9 +138,16 @@ class Adherence:
                 table.add_section()
                 table.add_row(Text(row.method, style="bold"))
             cells = [_number(control.value) for control in row.controls.values()]
-            where = f"{row.pair.n / row.count:.1%}"
-            table.add_row(f" {row.measure}", str(row.pair), *cells, _number(row.floor.value), str(row.skill), where)
+            table.add_row(f" {row.measure}", str(row.pair), *cells, _number(row.floor.value), str(row.skill))
         notes = ["floor: the highest control; skill = (student - floor) / (1 - floor)"]
+        partly: dict[tuple[str, float], list[str]] = {}
+        for row in self.rows:
+            partly.setdefault((row.method, row.pair.n / row.count), []).append(row.measure)
+        for (method, part), measures in partly.items():
+            if part < 1:
+                every = len(measures) == sum(row.method == method for row in self.rows)
+                what = "all measures are" if every else ", ".join(measures)
+                notes.append(f"{method}: {what} defined on {part:.1%} of the images")
         for (method, role), error in self._convergence().items():
             notes.append(f"{method}, {role}: median convergence error {error.value:.2%}")
         table.caption = "\n".join(notes)

@@ -4,6 +4,7 @@ import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import pytorch_lightning as pl
@@ -20,7 +21,7 @@ from attacks import PGD, Attack, Draws, Threat, tempered
 from attacks.records import Record
 from datamodules import Batch
 from lightning_modules.noise import Moment, Noise
-from networks import Facts
+from networks import Facts, Normalise
 
 Logs = dict[str, Tensor]
 Bound = TypeVar("Bound", bound=Attack)
@@ -70,6 +71,7 @@ class Regime(pl.LightningModule, ABC):
         *inner, outer = collect_init_args(inspect.currentframe(), [])  # type: ignore[arg-type]
         self.save_hyperparameters(ignore=sorted({key for given in inner for key in given} - outer.keys()), logger=False)
         self.facts = _facts(facts)
+        self._build = network
         self.network = network(self.facts)
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -135,6 +137,12 @@ class Regime(pl.LightningModule, ABC):
         """
         y = batch.y if target is None else target
         return self.attack(tempered(self.network, temperature), batch.x, y, self.draws(batch))
+
+    def untrained(self, seed: int) -> nn.Module:
+        """The network's architecture with fresh weights of a seed of their own, on the module's device."""
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            return self._build(self.facts).to(self.device).eval()
 
     def records(self) -> list[Record]:
         """Further figures of a test, for its table and its files."""
@@ -248,6 +256,12 @@ class Regime(pl.LightningModule, ABC):
         trained = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("facts")
         if trained is not None:
             self.facts.require(_facts(trained), "The checkpoint")
+            # It is the network that normalises, as it was trained to, whatever data it is shown now.
+            mean, std = _facts(trained).mean, _facts(trained).std
+            self.facts = replace(self.facts, mean=mean, std=std)
+            for module in self.network.modules():
+                if isinstance(module, Normalise):
+                    module.set(mean, std)
         self._best_robust = checkpoint.get("best_robust", 0.0)
         resumes = self._trainer is not None and self.trainer.state.fn == "fit"
         callbacks = self.trainer.callbacks if resumes else []  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
-from attacks.callback import gather
+from attacks.evaluator import gather
 from networks.counts import multiply_adds, parameters
 
 PACKAGES = ("tempered", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "jsonargparse", "numpy")
@@ -71,6 +71,18 @@ def loggers(folder: Path, name: str, wandb: bool) -> list[Logger]:
             quiet = client.Settings(quiet=True)
             chosen.append(WandbLogger(f"{name}/{folder.name}", folder, project="tempered", mode=mode, settings=quiet))
     return chosen
+
+
+def worth_testing(folder: Path) -> list[Path]:
+    """A fit's last weights and its best ones, which come last; the best alone where both are the same."""
+    best, last = (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    found = [path for path in (last, best) if path.exists()]
+    return [best] if len(found) == 2 and _step(last) == _step(best) else found
+
+
+def _step(checkpoint: Path) -> int:
+    """How many steps a checkpoint's weights have been trained for."""
+    return int(torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)["global_step"])
 
 
 def environment() -> dict[str, Any]:

@@ -71,6 +71,11 @@ class Normalise(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
+    def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Takes other figures."""
+        for buffer, values in ((self.mean, mean), (self.std, std)):
+            buffer.copy_(torch.tensor(values).view(-1, 1, 1))
+
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
 

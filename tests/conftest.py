@@ -12,6 +12,14 @@ from main_helpers import QUIET, ROOT, Ended, command_line, teacher_config, write
 LEFT_BEHIND = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "TEMPERED_RUN_FOLDER")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is cached for a person is cached for the tests elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEMPERED_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
     before = {key: os.environ.get(key) for key in LEFT_BEHIND}

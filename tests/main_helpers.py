@@ -31,6 +31,7 @@ COMMON = {
     "data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": 64}},
     "trainer": {"max_epochs": 2, "limit_train_batches": 6, "log_every_n_steps": 2, "accelerator": "cpu"},
     "suite": {"threat": {"norm": "linf", "eps": 0.1}, "images": 20, "attacks": [{"class_path": "attacks.FGSM"}]},
+    "interpret": {"images": 0},
 }
 
 

@@ -123,6 +123,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     home = tmp_path_factory.mktemp("configs")
     colour, grey = (image_folder(home / str(c), 10, size, c) for c, size in ((3, 32), (1, 28)))
     signs = image_folder(home / "signs", 58, 256, train=1)
+    for table in ("TsignRecgTrain4170Annotation.txt", "TsignRecgTest1994Annotation.txt"):
+        (signs / table).write_text("".join(f"{label}/0.png;256;256;0;0;256;256;{label};\n" for label in range(58)))
     folders: dict[str, Path] = {}
 
     def fit(name: str) -> Path:
@@ -153,7 +155,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         arguments += ["--trainer.limit_val_batches", "0" if name == "trades_wrn" else "1"]
         arguments += ["--data.batch_size", "2", "--data.eval_batch_size", "2", "--trainer.max_epochs", "1"]
         arguments += ["--trainer.limit_test_batches", "1", "--suite.images", "2", f"--suite.attacks={ONE_STEP}"]
-        arguments += ["--suite.diagnose", "false", "--suite.top", "1"]
+        arguments += ["--suite.diagnose", "false", "--suite.top", "1", "--interpret.images", "0"]
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(ROOT)
             folders[name] = main(["fit", *arguments, "--train_teacher", "false", *QUIET]).folder

@@ -134,3 +134,17 @@ def test_seven_classes_need_not_be_repeated(cli, tiny_teacher, tmp_path):
     tested = cli("test", "--config", config, "--ckpt_path", best, "--runs", tmp_path / "runs").folder
     assert of("network", results(tested)) == of("network", results(folder))
     assert Teacher.load_from_checkpoint(best, weights_only=True).facts.classes == 7
+
+
+def test_a_network_normalises_as_it_was_trained_to_whatever_data_it_is_shown(cli, tmp_path):
+    images = image_folder(tmp_path / "images", 2, 8)
+    data = {"class_path": "datamodules.ImageFolder", "init_args": {"root": str(images), "size": 8, "mean": [0.4] * 3}}
+    config = write(tmp_path / "own.yaml", teacher_config() | {"data": data})
+    words = ["--config", config, "--runs", tmp_path / "runs", "--data.validation", "0", "--suite.images", "2"]
+    folder = cli("fit", *words).folder
+    again = cli("test", *words, "--ckpt_path", folder / "checkpoints" / "last.ckpt", "--data.mean", "[0.1,0.2,0.3]")
+    assert again.datamodule.facts.mean == (0.1, 0.2, 0.3)
+    assert again.model.network.normalise.mean.flatten().tolist() == pytest.approx([0.4] * 3)
+    assert again.model.facts.mean == pytest.approx((0.4,) * 3)
+    last = {key: value for key, value in results(folder).items() if key[1] == "last"}
+    assert results(again.folder) == last

@@ -10,7 +10,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from attacks import PGD, Threat, wilson
 from attacks.base import Attack
-from interpret.agreement import BINS, Answers, agreement
+from interpret.agreement import agreement
+from interpret.calibration import BINS, Answers
 
 
 class Linear(nn.Module):
@@ -262,7 +263,7 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence():
     batches = Batches(x, y, 16)
     with pytest.raises(ValueError, match=r"student tells 5 classes apart, the teacher 4: agreement needs"):
         agreement(Linear(classes=5), Linear(), batches)
-    with pytest.raises(ValueError, match=r"Labels go from 0 to 4, the networks have 4 classes"):
+    with pytest.raises(ValueError, match=r"Labels go from 0 to 4, the student has 4 classes"):
         agreement(Linear(), Linear(), Batches(x, y + (y == 3).long(), 40))
     with pytest.raises(ValueError, match="teacher's logits are not finite"):
         agreement(Linear(), Linear(scale=float("nan")), batches)

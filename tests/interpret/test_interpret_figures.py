@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
-from interpret.agreement import Agreement, Answers
+from interpret.calibration import Answers
 from interpret.charts import layer_heat_maps, reliability_diagrams, sensitivity_histogram, violins
 from interpret.figures import _probability, _unit, _wrapped, attack_pair, attribution_grid, model_row
 from interpret.plane import decision_maps
@@ -207,11 +207,10 @@ def test_negative_floors_are_in_the_picture(drawn, tmp_path):
 
 
 def test_reliability_diagrams(drawn, tmp_path):
-    n = np.arange(300)
-    found = Agreement(n, n, answers(), answers(seed=1, power=0.1), np.zeros(300), 1.0, 0.1)
-    path = reliability_diagrams(found, tmp_path / "reliability.png")
+    said = {"student": answers(), "teacher": answers(seed=1, power=0.1)}
+    path = reliability_diagrams(said, tmp_path / "reliability.png")
     assert_readable(drawn[0], path)
-    assert f"ECE {found.student.ece:.3f}" in drawn[0].axes[0].get_title()
+    assert f"ECE {said['student'].ece:.3f}" in drawn[0].axes[0].get_title()
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])
