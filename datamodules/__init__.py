@@ -3,9 +3,28 @@
 from datamodules.base import Batch, Images, Indices, Split
 from datamodules.cifar10 import CIFAR10
 from datamodules.cifar100 import CIFAR100
+from datamodules.cinic10 import CINIC10
 from datamodules.digits import Digits
+from datamodules.fashion_mnist import FashionMNIST
+from datamodules.gtsrb import GTSRB
 from datamodules.image_folder import ImageFolder
 from datamodules.mnist import MNIST
 from datamodules.toy_ring import ToyRing
+from datamodules.tsrd import TSRD
 
-__all__ = ["CIFAR10", "CIFAR100", "MNIST", "Batch", "Digits", "ImageFolder", "Images", "Indices", "Split", "ToyRing"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "CINIC10",
+    "GTSRB",
+    "MNIST",
+    "TSRD",
+    "Batch",
+    "Digits",
+    "FashionMNIST",
+    "ImageFolder",
+    "Images",
+    "Indices",
+    "Split",
+    "ToyRing",
+]

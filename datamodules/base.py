@@ -5,19 +5,18 @@ import textwrap
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from attacks.draws import Draws
-from datamodules.augment import crop_and_flip
-from datamodules.sampler import Shards
+from datamodules.augment import VIEWS, draw_views, shown
+from datamodules.sampler import Indices, Shards, Split, SplitIndices
+from datamodules.store import fits
 from networks.base import Facts
-
-Split = Literal["train", "validation", "test"]
 
 # The loaders hand out indices alone, so workers would only cost; Lightning cannot know.
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -32,12 +31,14 @@ class Batch(NamedTuple):
         index: the images' positions in the array that they come from, int64 (B,). Training and validation images
             share the training set's array, so an index names one image for the whole of a run.
         undisturbed: the images before a regime's noise was added to them; None where there is none.
+        view: in which of its :attr:`Images.views` each image is shown, int64 (B,); 0 is the image as it is.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which no one needs here
     undisturbed: Tensor | None = None
+    view: Tensor | None = None
 
     @property
     def clean(self) -> Tensor:
@@ -45,35 +46,12 @@ class Batch(NamedTuple):
         return self.x if self.undisturbed is None else self.undisturbed
 
 
-class Indices(NamedTuple):
-    """What a loader yields: which images of which split; the batch is put together once this is on the device."""
-
-    split: Split
-    index: Tensor  # type: ignore[assignment]  # as above
-
-
-class _SplitIndices(Dataset[Indices]):
-    """A split as a dataset of its indices, fetched a batch at a time."""
-
-    def __init__(self, split: Split, index: Tensor) -> None:
-        self.split = split
-        self.index = index
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitems__(self, positions: list[int]) -> Indices:
-        return Indices(self.split, self.index[torch.tensor(positions)])
-
-
-def _identity(batch: Any) -> Any:
-    return batch
-
-
 class Images(pl.LightningDataModule, ABC):
-    """A dataset of images (or of points in the plane) that fits in memory.
+    """A dataset of images (or of points in the plane).
 
-    A dataset overrides :meth:`load` and :attr:`facts`, and ``prepare_data`` where it has something to download.
+    A dataset overrides :meth:`load` and :attr:`facts`, and ``prepare_data`` where it has something to download. Its
+    images are moved to the training device as a whole, unless they are larger than
+    :data:`datamodules.store.IN_MEMORY`: then batches are moved, and they stay where they are, such as in a mapped file.
 
     Args:
         batch_size: training images per batch and process.
@@ -121,6 +99,18 @@ class Images(pl.LightningDataModule, ABC):
             images: uint8 (N, C, H, W), scaled to [0, 1] in a batch; or float32 in the box, taken as they are.
             labels: int64 (N,) in [0, classes).
         """
+
+    @property
+    def views(self) -> int | None:
+        """In how many ways an image may be shown in training; None where a dataset has batches of its own making."""
+        if any(getattr(type(self), name) is not getattr(Images, name) for name in ("batch", "on_after_batch_transfer")):
+            return None
+        return VIEWS if self.augment else 1
+
+    @property
+    def training_images(self) -> Tensor:
+        """The array that indices of training and validation point into, on the CPU; see :meth:`load`."""
+        return self._source(True, torch.device("cpu"))[0]
 
     @property
     def omitted(self) -> tuple[int, str] | None:
@@ -172,26 +162,34 @@ class Images(pl.LightningDataModule, ABC):
             raise ValueError(f"All training images are of the omitted class {name}: omit another or lower validation.")
         return index
 
-    def batch(self, split: Split, index: Tensor | None = None, augment_key: Sequence[int] | None = None) -> Batch:
+    def batch(
+        self,
+        split: Split,
+        index: Tensor | None = None,
+        augment_key: Sequence[int] | None = None,
+        images: Tensor | None = None,
+    ) -> Batch:
         """Puts a batch together, on the device of its index.
 
         Args:
             split: the split that the images belong to.
             index: positions in the split's source array, int64 (B,); None for the whole split in order, on the CPU.
             augment_key: integers that, with an image's index, fix its crop and flip; None for the image as it is.
+            images: the images at ``index``, as they were loaded and on its device, where they are at hand.
         """
         index = self.split_index(split) if index is None else index
-        images, labels = self._source(split != "test", index.device)
-        x = images[index]
-        if augment_key is not None:
-            x = crop_and_flip(x, Draws(index, augment_key))
-        return Batch(x.float() / 255 if x.dtype == torch.uint8 else x, labels[index], index)
+        source, labels = self._source(split != "test", index.device)
+        x = source.index_select(0, index.to(source.device)).to(index.device) if images is None else images
+        view = torch.zeros_like(index) if augment_key is None else draw_views(Draws(index, augment_key))
+        x = x if augment_key is None else shown(x, view)
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x
+        return Batch(x, labels.index_select(0, index), index, view=view)
 
     def on_after_batch_transfer(self, batch: Indices, dataloader_idx: int) -> Batch:
         """Turns the indices, now on the device, into images; a training image's crop follows from seed and epoch."""
         augmented = self.augment and batch.split == "train"
         key = (_run_seed(), self.trainer.current_epoch) if augmented and self.trainer else None
-        return self.batch(batch.split, batch.index, key)
+        return self.batch(batch.split, batch.index, key, batch.images)
 
     def train_dataloader(self) -> DataLoader[Indices]:
         """Shuffled batches; a regime whose ``replays`` is above 1 sees each of them that many times in a row."""
@@ -212,7 +210,8 @@ class Images(pl.LightningDataModule, ABC):
     def _loader(self, split: Split, replays: int = 1) -> DataLoader[Indices]:
         train = split == "train"
         size = self.batch_size if train else self.eval_batch_size
-        dataset = _SplitIndices(split, self.split_index(split))
+        images, _ = self._source(split != "test", torch.device("cpu"))
+        dataset = SplitIndices(split, self.split_index(split), None if fits(images) else images)
         sampler = Shards(
             dataset,
             size,
@@ -225,22 +224,31 @@ class Images(pl.LightningDataModule, ABC):
         # A loader draws a seed for workers that it does not have; from torch's generator, that would shift dropout's
         # draws in a resumed fit.
         unused = torch.Generator()
-        return DataLoader(dataset, batch_size=size, sampler=sampler, collate_fn=_identity, generator=unused)
+        return DataLoader(
+            dataset,
+            batch_size=size,
+            sampler=sampler,
+            collate_fn=SplitIndices.collate,
+            generator=unused,
+            pin_memory=not fits(images) and torch.cuda.is_available(),  # so that the device need not wait for the copy
+        )
 
     def _source(self, train: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The training or the test set on a device, read once and moved to it once."""
+        """The training or the test set on a device, read once and moved to it once; large images stay on the CPU."""
         if (train, device) not in self._sources:
             if device.type == "cpu":
                 self._sources[train, device] = self._checked(*self.load(train))
             else:
                 images, labels = self._source(train, torch.device("cpu"))
-                self._sources[train, device] = images.to(device), labels.to(device)
+                self._sources[train, device] = images.to(device) if fits(images) else images, labels.to(device)
         return self._sources[train, device]
 
     def _checked(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         facts = self.facts
         if images.shape[1:] != facts.shape:
             raise ValueError(f"The images have shape {tuple(images.shape[1:])}, the dataset's facts say {facts.shape}.")
+        if len(images) != len(labels):
+            raise ValueError(f"There are {len(images)} images and {len(labels)} labels: each image needs one label.")
         if self.augment and facts.size == 1:
             raise ValueError("Points in the plane can be neither shifted nor mirrored; set augment to false.")
         wrong = ((labels < 0) | (labels >= facts.classes)).nonzero()

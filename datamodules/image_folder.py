@@ -1,20 +1,15 @@
 """A person's own images: one folder per class."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from pytorch_lightning.utilities import rank_zero_only
-from rich.progress import track
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from datamodules.base import Images
+from datamodules.store import Broken, Entry, read_entries
 from networks.base import Facts
 
 
@@ -35,11 +30,15 @@ class ImageFolder(Images):
         test: name of the test images' folder.
         test_fraction: share of each class held out where there are no such two folders, in (0, 1); at least one image.
             ``split_seed`` chooses which.
+        broken: refuse the folder if an image cannot be read, or skip that image with a warning.
+        cache: folder that keeps the images as they are once read, at ``size``; by default ``$TEMPERED_CACHE``, or
+            ``~/.cache/tempered`` where that is unset. See :func:`read_entries`.
         kwargs: see :class:`Images`.
 
     Raises:
         FileNotFoundError: if a folder is missing, holds no classes, or a class holds no images.
-        ValueError: if the classes are fewer than 2 or differ between train and test, or a file cannot be read.
+        ValueError: if the classes are fewer than 2 or differ between train and test, if an image cannot be read and
+            ``broken`` is to refuse, or if a class loses its last image by skipping.
     """
 
     def __init__(
@@ -52,6 +51,8 @@ class ImageFolder(Images):
         train: str = "train",
         test: str = "test",
         test_fraction: float = 0.2,
+        broken: Broken = "refuse",
+        cache: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -67,6 +68,8 @@ class ImageFolder(Images):
         self.train = train
         self.test = test
         self.test_fraction = test_fraction
+        self.broken = broken
+        self.cache = cache
 
     @property
     def facts(self) -> Facts:
@@ -76,13 +79,15 @@ class ImageFolder(Images):
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
         files = self._files[train]
-        paths = [path for of_class in files.values() for path in of_class]
+        entries = [Entry(path) for of_class in files.values() for path in of_class]
         labels = torch.arange(len(files)).repeat_interleave(torch.tensor([len(paths) for paths in files.values()]))
-        images = torch.empty(len(paths), self.channels, self.size, self.size, dtype=torch.uint8)
-        with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
-            decoded = pool.map(partial(read_image, size=self.size, channels=self.channels), paths)
-            for position, image in enumerate(_progress(decoded, len(paths), f"Reading {self.root}")):
-                images[position] = image
+        title = f"{self.root} ({'training' if train else 'test'} images)"
+        images, kept = read_entries(
+            entries, self.size, self.channels, title=title, cache=self.cache, broken=self.broken
+        )
+        labels = labels[kept]
+        if empty := [name for label, name in enumerate(files) if label not in labels]:
+            raise ValueError(f"No image of {', '.join(empty)} can be read in {title}: mend them or remove the class.")
         return images, labels
 
     @cached_property
@@ -142,28 +147,5 @@ def class_files(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def read_image(path: Path, size: int, channels: int) -> Tensor:
-    """Reads an image, upright as its camera meant it, as uint8 (channels, size, size).
-
-    Raises:
-        ValueError: if it is no image, is broken, or has more than 8 bits per channel.
-    """
-    try:
-        with Image.open(path) as file:
-            if file.mode.startswith(("I", "F")):  # conversion would clip every value above 255 to white
-                raise ValueError("it has more than 8 bits per channel")
-            image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Cannot read the image {path} ({error}): convert, replace or remove it.") from error
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).view(size, size, channels).permute(2, 0, 1)
-
-
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
-
-
-def _progress(images: Iterator[Tensor], total: int, description: str) -> Iterator[Tensor]:
-    """Shows how far reading is, on one process alone."""
-    yield from track(images, description, total, disable=getattr(rank_zero_only, "rank", 0) != 0)

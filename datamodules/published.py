@@ -1,11 +1,16 @@
 """Datasets that torchvision downloads and reads."""
 
+import os
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.error import URLError
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 
@@ -44,18 +49,37 @@ class Published(Images):
         return replace(self.own, mean=self.mean, std=self.std)
 
     def prepare_data(self) -> None:
-        """Downloads what is missing.
+        """Downloads what is missing, one process at a time; torchvision holds it against the published checksums.
+
+        The dataset's folder gets its name once it is complete, so a download that was stopped is begun again.
 
         Raises:
             ConnectionError: if the files cannot be fetched, or arrive broken.
         """
+        root = Path(self.root).expanduser()
+        root.mkdir(parents=True, exist_ok=True)
+        # Where nothing can be written there is nothing to lock.
+        lock = FileLock(root / f".{type(self).__name__}.lock") if os.access(root, os.W_OK) else nullcontext()
         try:
-            self.source(self.root, download=True)
+            with lock:
+                if (root / self.folder).exists():
+                    self.source(str(root), download=True)
+                else:
+                    self._download(root)
         except (URLError, HTTPException, ConnectionError, TimeoutError, *UNREADABLE) as error:
             raise ConnectionError(
                 f"Could not download {type(self).__name__} to {self.root}/{self.folder} ({first_line(error)}): "
                 f"connect to the internet or copy that folder from a machine that has it; remove it if it is broken."
             ) from error
+
+    def _download(self, root: Path) -> None:
+        unfinished = root / f".{type(self).__name__}.unfinished"
+        if unfinished.exists():
+            shutil.rmtree(unfinished)  # left by a download that was killed
+        self.source(str(unfinished), download=True)
+        (root / self.folder).parent.mkdir(parents=True, exist_ok=True)
+        (unfinished / self.folder).rename(root / self.folder)
+        shutil.rmtree(unfinished)  # the archive, where it lay beside the folder
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Reads the files.

@@ -1,9 +1,55 @@
 """Which images a process sees in an epoch, and in which order."""
 
 from collections.abc import Iterator, Sized
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from torch.utils.data import DistributedSampler
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+Split = Literal["train", "validation", "test"]
+
+
+class Indices(NamedTuple):
+    """What a loader yields: which images of which split; the batch is put together once this is on the device.
+
+    Attributes:
+        split: the split.
+        index: the images' positions in the split's source array, int64 (B,).
+        images: the images as they were loaded, (B, C, H, W), where the device does not hold them all.
+    """
+
+    split: Split
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which no one needs here
+    images: Tensor | None = None
+
+
+class SplitIndices(Dataset[Indices]):
+    """A split as a dataset of its indices, fetched a batch at a time.
+
+    Args:
+        split: the split.
+        index: positions in the split's source array, int64 (N,).
+        images: that array, where batches shall carry their images.
+    """
+
+    def __init__(self, split: Split, index: Tensor, images: Tensor | None = None) -> None:
+        self.split = split
+        self.index = index
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitems__(self, positions: list[int]) -> Indices:
+        index = self.index[torch.tensor(positions)]
+        return Indices(self.split, index, None if self.images is None else self.images.index_select(0, index))
+
+    @staticmethod
+    def collate(batch: Any) -> Any:
+        """What is fetched a batch at a time is a batch already."""
+        return batch
 
 
 class Shards(DistributedSampler[int]):

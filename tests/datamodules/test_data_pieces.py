@@ -16,7 +16,7 @@ PIECES = sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml"))
 def test_piece_builds_its_dataset(piece) -> None:
     data = built(piece)
     assert isinstance(data, Images)
-    assert data.augment == (piece.stem in ("cifar10", "cifar100", "cifar10_folder"))
+    assert data.augment == (piece.stem in ("cifar10", "cifar100", "cifar10_folder", "cinic10", "cinic10_imagenet"))
     assert data.omit == (2 if piece.stem == "mnist_omitted" else None)
     if piece.stem == "cifar10_half":
         assert data.facts.mean == data.facts.std == (0.5, 0.5, 0.5)
@@ -37,4 +37,4 @@ def test_words_behind_a_piece_change_it() -> None:
 
 
 def test_there_are_pieces() -> None:
-    assert len(PIECES) == 10
+    assert len(PIECES) == 15

@@ -12,7 +12,7 @@ from torchvision import datasets
 from torchvision.transforms import functional as TF
 
 from datamodules import ImageFolder
-from datamodules.image_folder import read_image
+from datamodules.store import Entry, read_image
 
 
 def fill(root: Path, classes: dict[str, int], size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
@@ -24,6 +24,11 @@ def fill(root: Path, classes: dict[str, int], size: tuple[int, int] = (8, 8), mo
             pixels = generator.integers(256, size=(*size, 3), dtype=np.uint8)
             Image.fromarray(pixels).convert(mode).save(root / name / f"{position:04}.png")
     return root
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("TEMPERED_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def folder(root: Path, **kwargs) -> ImageFolder:
@@ -71,20 +76,20 @@ class TestReading:
     def test_an_image_of_the_right_size_is_untouched(self, tmp_path) -> None:
         pixels = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "x.png")
-        assert read_image(tmp_path / "x.png", 8, 3).equal(torch.from_numpy(pixels).permute(2, 0, 1))
+        assert read_image(Entry(tmp_path / "x.png"), 8, 3).equal(torch.from_numpy(pixels).permute(2, 0, 1))
 
     def test_the_centred_square_is_scaled(self, tmp_path) -> None:
         pixels = np.random.default_rng(0).integers(256, size=(16, 40, 3), dtype=np.uint8)
         image = Image.fromarray(pixels)
         image.save(tmp_path / "x.png")
         expected = TF.pil_to_tensor(TF.center_crop(TF.resize(image, 8), [8, 8]))
-        assert (read_image(tmp_path / "x.png", 8, 3).int() - expected.int()).abs().max() <= 1
+        assert (read_image(Entry(tmp_path / "x.png"), 8, 3).int() - expected.int()).abs().max() <= 1
 
     @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1"])
     @pytest.mark.parametrize("channels", [1, 3])
     def test_any_8_bit_mode_becomes_the_channels_asked_for(self, tmp_path, mode, channels) -> None:
         Image.new(mode, (5, 7)).save(tmp_path / "x.png")
-        image = read_image(tmp_path / "x.png", 4, channels)
+        image = read_image(Entry(tmp_path / "x.png"), 4, channels)
         assert image.shape == (channels, 4, 4)
         assert image.dtype == torch.uint8
 
@@ -94,12 +99,12 @@ class TestReading:
         pixels = np.zeros((8, 8), np.uint8)
         pixels[:4] = 255
         Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
-        assert (read_image(tmp_path / "x.png", 8, 1)[0, 4:] == 255).all()
+        assert (read_image(Entry(tmp_path / "x.png"), 8, 1)[0, 4:] == 255).all()
 
     def test_more_than_8_bits_are_refused(self, tmp_path) -> None:
         Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / "x.png")
-        with pytest.raises(ValueError, match=r"x\.png .*more than 8 bits"):
-            read_image(tmp_path / "x.png", 8, 1)
+        with pytest.raises(ValueError, match=r"x\.png: .*more than 8 bits"):
+            read_image(Entry(tmp_path / "x.png"), 8, 1)
 
 
 class TestMistakes:
@@ -143,7 +148,7 @@ class TestMistakes:
         fill(tmp_path, {"a": 3, "b": 3})
         file = tmp_path / "a" / "0001.png"
         file.write_bytes(file.read_bytes()[:-40] if content is None else content)
-        with pytest.raises(ValueError, match=r"Cannot read the image .*a/0001\.png") as caught:
+        with pytest.raises(ValueError, match=r"1 of the 4 images of .* cannot be read: .*a/0001\.png") as caught:
             folder(tmp_path).setup()
         assert "\n" not in str(caught.value)
 
