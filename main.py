@@ -41,6 +41,7 @@ from lightning_modules.on_demand import (
 from lightning_modules.parser import Parser, sentence
 from lightning_modules.run_folder import RunFolder, loggers, new_folder, worth_testing
 from networks.checkpoint import first_line
+from shift.callback import Shift
 
 for message in (
     "(?s).*JsonargparseDeprecationWarning",  # Lightning's own calls, which our bound on jsonargparse keeps working
@@ -67,6 +68,7 @@ class CLI(LightningCLI):
         parser.add_argument("--flavour", type=Section | None, default=None, help="One of the 20 flavours, by its name.")
         parser.add_lightning_class_args(AttackSuite, "suite")
         parser.add_lightning_class_args(Interpretation, "interpret")
+        parser.add_lightning_class_args(Shift, "shift")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {

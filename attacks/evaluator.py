@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 from rich import get_console
-from rich.console import Console
+from rich.console import Console, RenderableType
 from torch import Tensor, nn
 
 from attacks.records import Record, write_records
@@ -111,7 +111,12 @@ class Evaluator(pl.Callback):
         return Judged("teacher", pl_module.teacher.on(pl_module.device), pl_module.teacher.trained_at)
 
     def batches(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, shared: bool = True, size: int | None = None
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        shared: bool = True,
+        size: int | None = None,
+        data: "Images | None" = None,
     ) -> Batches:
         """The images to judge by.
 
@@ -120,11 +125,12 @@ class Evaluator(pl.Callback):
             pl_module: on whose device they shall be.
             shared: this process's share of them, each image being one process's; False for all of them.
             size: images in a batch; by default the dataset's.
+            data: the dataset; by default the one that is tested on.
 
         Raises:
             ValueError: if there are fewer images than processes that share them.
         """
-        data: Images = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule if data is None else data  # type: ignore[attr-defined]
         index = data.split_index("test")
         order = torch.randperm(len(index), generator=torch.Generator().manual_seed(self.seed))
         count = trainer.world_size if trainer.fast_dev_run else self.images  # type: ignore[attr-defined]
@@ -132,7 +138,7 @@ class Evaluator(pl.Callback):
         if shared:
             if len(index) < trainer.world_size:
                 raise ValueError(
-                    f"{trainer.world_size} processes cannot share {len(index)} images: attack more of them."
+                    f"{trainer.world_size} processes cannot share {len(index)} images: judge by more of them."
                 )
             index = index[trainer.global_rank :: trainer.world_size]
         return Batches(data, index.to(pl_module.device), size)
@@ -158,6 +164,12 @@ class Evaluator(pl.Callback):
         if trainer.is_global_zero:
             write_records(self.folder(trainer), signed)
         return signed
+
+    def print(self, *tables: RenderableType) -> None:
+        """Prints tables whole: a narrow terminal breaks lines, but one that is made to fit it loses columns."""
+        console = get_console()
+        for table in tables:
+            console.print(table, width=max(console.width, console.measure(table).maximum), crop=False)
 
     def show(self, trainer: pl.Trainer, key: str, picture: Path | None) -> None:
         """Sends a picture to W&B where it is used."""

@@ -4,6 +4,7 @@ from datamodules.base import Batch, Images, Indices, Split
 from datamodules.cifar10 import CIFAR10
 from datamodules.cifar100 import CIFAR100
 from datamodules.cinic10 import CINIC10
+from datamodules.corrupted import CIFAR10C, CIFAR100C
 from datamodules.digits import Digits
 from datamodules.fashion_mnist import FashionMNIST
 from datamodules.gtsrb import GTSRB
@@ -14,7 +15,9 @@ from datamodules.tsrd import TSRD
 
 __all__ = [
     "CIFAR10",
+    "CIFAR10C",
     "CIFAR100",
+    "CIFAR100C",
     "CINIC10",
     "GTSRB",
     "MNIST",

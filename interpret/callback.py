@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 from pyarrow import parquet
-from rich import get_console
 from rich.console import RenderableType
 from rich.progress import track
 from torch import nn
@@ -133,11 +132,7 @@ class Interpretation(Evaluator):
             self.tabulate(trainer, f"interpretation/{both[role].name}", records, COLUMNS)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        console = get_console()
-        for table in self.tables:
-            # A narrow terminal breaks lines; a table that is made to fit loses columns.
-            width = max(console.width, console.measure(table).maximum)
-            console.print(table, width=width, crop=False)
+        self.print(*self.tables)
         self.tables = []
 
     def _agreement(self, trainer: pl.Trainer, student: Judged, teacher: Judged, batches: Batches) -> Agreement:
