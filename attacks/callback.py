@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from rich import get_console
 
 from attacks.base import Attack
@@ -83,6 +84,7 @@ class AttackSuite(Evaluator):
         self.states: list[State] = []
         self.findings: dict[str, list[Finding]] = {}
 
+    @torch.inference_mode(False)  # what is made under it, such as a teacher first asked for, has no gradient
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._evaluate(trainer, pl_module, self.network(pl_module))
         teacher = self.teacher_of(pl_module) if self.teacher else None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
 from attacks.crafting import crafting
 
@@ -24,26 +24,67 @@ def prepared(model: nn.Module, x: Tensor) -> nn.Module:
         model: maps images to logits.
         x: images to compare the copy's logits on.
     """
-    if not any(isinstance(module, CONVOLUTIONS) for module in model.modules()):
-        return model
-    try:
-        with torch.no_grad():
-            traced = _folded(copy.deepcopy(model).eval())
-            traced.requires_grad_(False).to(memory_format=torch.channels_last)
-            with crafting(model), torch.no_grad():
-                expected = model(x)
-            given = traced(x)
-    except Exception:  # an arbitrary module may fail to be copied or traced in any way, and is then used as it is
-        return model
-    return traced if torch.allclose(given, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().amax())) else model
+    return Prepared(model, x).network
 
 
-def _folded(model: nn.Module) -> nn.Module:
-    """A traced model with every batch-norm that directly follows a convolution of its own folded into it.
+class Prepared:
+    """A model and its :func:`prepared` copy, which takes over the weights of a model in training when it is told to.
+
+    Args:
+        model: maps images to logits.
+        x: images to compare the copy's logits on, in float32 whatever autocast surrounds the call.
+
+    Attributes:
+        model: the model.
+        network: the copy; the model itself where it cannot be copied.
+        folded: the convolutions' names, each with the names of the batch-norms that are folded into it, in their order.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        self.model = self.network = model
+        self.folded: dict[str, list[str]] = {}
+        if not any(isinstance(module, CONVOLUTIONS) for module in model.modules()):
+            return
+        try:
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                traced, folded = _folded(copy.deepcopy(model).eval())
+                traced.requires_grad_(False).to(memory_format=torch.channels_last)
+                with crafting(model), torch.no_grad():
+                    expected = model(x)
+                given = traced(x)
+        except Exception:  # an arbitrary module may fail to be copied or traced in any way, and is then used as it is
+            return
+        if torch.allclose(given, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().amax())):
+            self.network, self.folded = traced, folded
+
+    @torch.no_grad()
+    def follow(self) -> nn.Module:
+        """The copy with the weights and running averages that the model has now."""
+        now, mine = _tensors(self.model), _tensors(self.network)
+        for name, norms in self.folded.items():
+            convolution = self.model.get_submodule(name)
+            weight, bias = convolution.weight, convolution.bias
+            for norm in map(self.model.get_submodule, norms):
+                averages = (norm.running_mean, norm.running_var, norm.eps)
+                weight, bias = fuse_conv_bn_weights(weight, bias, *averages, norm.weight, norm.bias)  # type: ignore[arg-type]
+            now[f"{name}.weight"], now[f"{name}.bias"] = weight, bias  # type: ignore[assignment]
+        for name, tensor in mine.items():
+            tensor.copy_(now[name])
+        return self.network
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by all their names."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def _folded(model: nn.Module) -> tuple[fx.GraphModule, dict[str, list[str]]]:
+    """A traced model with every batch-norm that directly follows a convolution of its own folded into it, and which.
 
     A ReLU behind either works in place: neither needs its output again for its gradient.
     """
     traced = fx.symbolic_trace(model)
+    folded: dict[str, list[str]] = {}
     for before, node in _in_a_row(traced):
         norm, convolution = (traced.get_submodule(str(each.target)) for each in (node, before))
         if isinstance(norm, BATCH_NORMS) and isinstance(convolution, CONVOLUTIONS) and norm.running_mean is not None:
@@ -51,12 +92,14 @@ def _folded(model: nn.Module) -> nn.Module:
             setattr(traced.get_submodule(parent), name, fuse_conv_bn_eval(convolution, norm))
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
+            folded.setdefault(str(before.target), []).append(str(node.target))
     for before, node in _in_a_row(traced):
         relu, source = (traced.get_submodule(str(each.target)) for each in (node, before))
         if isinstance(relu, nn.ReLU) and isinstance(source, CONVOLUTIONS + BATCH_NORMS):
             relu.inplace = True
+    traced.delete_all_unused_submodules()
     traced.recompile()
-    return traced
+    return traced, folded
 
 
 def _in_a_row(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:

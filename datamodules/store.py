@@ -47,6 +47,11 @@ def fits(images: Tensor) -> bool:
     return images.nbytes <= IN_MEMORY
 
 
+def cache_folder() -> Path:
+    """Where what is costly to make again is kept: ``$TEMPERED_CACHE``, or ``~/.cache/tempered`` where that is unset."""
+    return Path(os.environ.get("TEMPERED_CACHE") or Path.home() / ".cache" / "tempered")
+
+
 def read_entries(
     entries: Sequence[Entry],
     size: int,
@@ -83,7 +88,7 @@ def read_entries(
     """
     if not entries:
         raise ValueError(f"{title} holds no images to read.")
-    folder = Path(cache or os.environ.get("TEMPERED_CACHE") or Path.home() / ".cache" / "tempered")
+    folder = cache_folder() if cache is None else Path(cache)
     store = folder / _key(entries, size, channels, square)
     if not store.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def adherence(
     networks = {"teacher": teacher, PAIR: student, UNTRAINED: untrained, **(controls or {})}
     _require(target, compat, methods, controls or {})
     if compat is not None:
-        methods, target = _published(methods), "label"
+        methods, target = published(methods), "label"
     comparison = _Comparison(methods, [name for name in networks if name != "teacher"], compat)
     images: list[Tensor] = []
     targets: list[Tensor] = []
@@ -195,7 +195,7 @@ def _whole(products: np.ndarray) -> np.ndarray:
     return cosines[defined].mean() + scale * cosines.repeat(sizes) * (ab - (aa + bb) / 2) if defined.any() else ab
 
 
-def _published(methods: Sequence[Method]) -> list[Method]:
+def published(methods: Sequence[Method]) -> list[Method]:
     """Guided Grad-CAM in the place of Grad-CAM, once."""
     changed = [GuidedGradCAM(method.layer) if isinstance(method, GradCAM) else method for method in methods]
     return list({method.name: method for method in changed}.values())

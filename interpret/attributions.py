@@ -231,6 +231,29 @@ def explain(model: nn.Module, x: Tensor, target: Tensor | None, methods: Collect
             mode too; Grad-CAM of a network without a convolutional stage, or of a layer that gives no map or several;
             a guided method for a network that rectifies by anything but ``nn.ReLU`` modules, or not at all.
     """
+    wanted = _wanted(x, methods)
+    with crafting(model), torch.autocast(x.device.type, enabled=False):
+        passed = shared_pass(model, x.detach().clone(), target, wanted)
+        maps = {method.name: method.maps(model, x.detach().clone(), passed) for method in methods}
+    return Explained(passed.logits, passed.target, maps)
+
+
+def probe(model: nn.Module, x: Tensor, methods: Collection[Method]) -> None:
+    """Raises ValueError where :func:`explain` would, or for logits that are not finite, by the shared passes alone."""
+    wanted = _wanted(x, methods)
+    with crafting(model), torch.autocast(x.device.type, enabled=False):
+        logits = shared_pass(model, x.detach().clone(), None, wanted).logits
+    if not bool(logits.isfinite().all()):
+        raise ValueError(f"The logits of {type(model).__name__} are not finite: there is nothing to explain.")
+
+
+def attribute(model: nn.Module, x: Tensor, target: Tensor | None, methods: Collection[Method]) -> dict[str, Maps]:
+    """The maps of :func:`explain`, by the methods' names."""
+    return explain(model, x, target, methods).maps
+
+
+def _wanted(x: Tensor, methods: Collection[Method]) -> Wanted:
+    """What the methods read of the shared passes; ValueError for images or methods that cannot be."""
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
         raise ValueError(f"Every method needs a name of its own, got {', '.join(names)}.")
@@ -240,20 +263,11 @@ def explain(model: nn.Module, x: Tensor, target: Tensor | None, methods: Collect
             f"got {x.dtype} of {tuple(x.shape)}."
         )
     every = [method.wanted for method in methods]
-    wanted = Wanted(
+    return Wanted(
         any(each.gradient for each in every),
         any(each.guided for each in every),
         {layer for each in every for layer in each.layers},
     )
-    with crafting(model), torch.autocast(x.device.type, enabled=False):
-        passed = shared_pass(model, x.detach().clone(), target, wanted)
-        maps = {method.name: method.maps(model, x.detach().clone(), passed) for method in methods}
-    return Explained(passed.logits, passed.target, maps)
-
-
-def attribute(model: nn.Module, x: Tensor, target: Tensor | None, methods: Collection[Method]) -> dict[str, Maps]:
-    """The maps of :func:`explain`, by the methods' names."""
-    return explain(model, x, target, methods).maps
 
 
 def _upsampled(cam: Tensor, x: Tensor) -> Tensor:

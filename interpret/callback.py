@@ -24,9 +24,9 @@ from attacks.tables import accuracies
 from attacks.threat import Threat
 from attacks.wrappers import Strong
 from interpret import sensitivity
-from interpret.adherence import Compat, Target, adherence
+from interpret.adherence import Compat, Target, adherence, published
 from interpret.agreement import Agreement, agreement
-from interpret.attributions import Method, suited
+from interpret.attributions import Method, probe, suited
 from interpret.calibration import Answers, answers
 from interpret.charts import layer_heat_maps, reliability_diagrams, sensitivity_histogram, violins
 from interpret.decision import hardness_records, hardness_table
@@ -35,7 +35,7 @@ from interpret.plane import decision_maps
 from interpret.scores import PAIR, RESERVED, Adherence
 from networks.checkpoint import load_network
 
-PART = 100  # images at a time, so that progress shows
+PART = 100  # images at a time at most, so that progress shows
 DERIVED = 100  # images whose full Jacobian is taken
 SHOWN = (FGSM(), PGD(steps=20), Strong(PGD(steps=20)))  # weak and strong; at T = 1 the strong one is the same
 COLUMNS = ("metric", "value", "low", "high", "n", "unit", "threat", "seconds")
@@ -66,7 +66,7 @@ class Interpretation(Evaluator):
         self,
         methods: list[Method] | None = None,
         attack: Attack | None = None,
-        images: int | None = 500,
+        images: int | None = 200,
         target: Target = "teacher",
         compat: Compat | None = None,
         controls: dict[str, str] | None = None,
@@ -74,6 +74,8 @@ class Interpretation(Evaluator):
         seed: int = 0,
     ) -> None:
         super().__init__(images, seed)
+        if methods is not None and not methods:
+            raise ValueError("interpret.methods is empty: name at least one method, or set interpret.images to 0.")
         self.methods = methods
         self.attack = attack or PGD(steps=20, loss="margin")
         self.target = target
@@ -86,8 +88,8 @@ class Interpretation(Evaluator):
         self.tables: list[RenderableType] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        # A checkpoint that is missing or does not fit ends the run here, not after a fit.
-        if self.images == 0 or self.loaded or not trainer.is_global_zero:
+        # What is missing, or cannot be explained, ends the run here: not after a fit, nor after hours of attacks.
+        if stage not in ("fit", "test") or self.images == 0 or self.loaded or not trainer.is_global_zero:
             return
         facts = pl_module.facts
         for kind, given in self.checkpoints.items():
@@ -97,43 +99,84 @@ class Interpretation(Evaluator):
                 if loaded.facts is not None:
                     facts.require(loaded.facts, f"interpret.{kind}.{name}")
                 self.loaded[kind][name] = loaded.network.requires_grad_(False)
+        if facts.size > 1:
+            self._threat(trainer)
+            if pl_module.has_teacher:
+                self._try(pl_module)
 
+    @torch.inference_mode(False)  # what is made under it, such as a teacher that is first asked for, has no gradient
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.images == 0 or self.silent or not trainer.is_global_zero:
             return
-        batches = self.batches(trainer, pl_module, shared=False, size=PART)
+        size = min(PART, trainer.datamodule.eval_batch_size)  # type: ignore[attr-defined]
+        batches = self.batches(trainer, pl_module, shared=False, size=size)
         tested, teacher = self.network(pl_module), self.teacher_of(pl_module)
-        facts = pl_module.facts
         both = {judged.role: judged for judged in (tested, teacher) if judged is not None}
+        found: dict[str, list[Record]] = {role: [] for role in both}
+
+        def say(part: Mapping[str, Sequence[Record]]) -> None:
+            # At once, so that what fails later takes nothing with it.
+            for role, records in part.items():
+                found[role] += self.say(trainer, pl_module, both[role], records)
+
+        say(self._answers(trainer, tested, teacher, batches))
+        say(self._sensitivity(trainer, both, batches.first(DERIVED)))
+        if pl_module.facts.size == 1:
+            say(self._decisions(trainer, pl_module, both, batches))
+        else:
+            self._attacked(trainer, pl_module, tested, batches)
+            if teacher is not None:
+                say({"student": self._adherence(trainer, pl_module, tested, teacher, batches)})
+        for role, records in found.items():
+            self.tabulate(trainer, f"interpretation/{both[role].name}", records, COLUMNS)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.print(*self.tables)
+        self.tables = []
+
+    def _try(self, pl_module: Any) -> None:
+        """Explains one grey image, which refuses what no image could be explained by."""
+        facts, student, teacher = pl_module.facts, pl_module.network, self.teacher_of(pl_module)
+        assert teacher is not None
+        methods = self._methods(student, teacher.network)
+        x = torch.full((1, *facts.shape), sum(facts.box) / 2, device=pl_module.device)
+        others = {f"interpret.{kind}.{name}": net for kind, nets in self.loaded.items() for name, net in nets.items()}
+        for name, network in {"the student": student, "the teacher": teacher.network, **others}.items():
+            try:
+                probe(network.to(x.device), x, methods)
+            except ValueError as error:
+                raise ValueError(
+                    f"Of {name}: {error} Change interpret, or leave it out with --interpret.images 0."
+                ) from error
+
+    def _methods(self, student: nn.Module, teacher: nn.Module) -> Sequence[Method]:
+        """Whose maps are compared and drawn."""
+        methods = suited([student, teacher]) if self.methods is None else self.methods
+        return methods if self.compat is None else published(methods)
+
+    def _answers(
+        self, trainer: pl.Trainer, tested: Judged, teacher: Judged | None, batches: Batches
+    ) -> Mapping[str, Sequence[Record]]:
+        """Calibration and, where there is a teacher, agreement with it."""
         if teacher is None:
             said = {tested.role: answers(tested.network, self._tracked(trainer, batches, "calibration"))}
             found = {tested.role: said[tested.role].records(tested.role, 0.0)}
         else:
             alike = self._agreement(trainer, tested, teacher, batches)
             said = {"student": alike.student, "teacher": alike.teacher}
-            found = {role: [r for r in alike.records() if r.model == role] for role in both}
-        shown = {(role, both[role].checkpoint): records for role, records in found.items()}
+            found = {role: [r for r in alike.records() if r.model == role] for role in said}
+        shown = {(role, tested.checkpoint if role == tested.role else ""): found[role] for role in found}
         self.tables.append(accuracies(shown, "Agreement and calibration [95 % interval]"))
         self._draw(trainer, reliability_diagrams, said, "reliability.png")
-        for role, records in self._sensitivity(trainer, both, batches.first(DERIVED)).items():
-            found[role] = [*found[role], *records]
-        if facts.size == 1:
-            for role, records in self._decisions(trainer, pl_module, both, batches).items():
-                found[role] = [*found[role], *records]
-        elif teacher is not None:
-            found["student"] += self._adherence(trainer, pl_module, tested, teacher, batches)
-        if facts.size > 1:
-            path = self._figure(trainer, "attacks.png")
-            x, y, index = batches.first(PART)[0]
-            attacks = resolve(SHOWN, self._threat(trainer), tested.trained_at)
-            self.show(trainer, "attacks", attack_picture(tested.network, x, y, index, attacks, self.seed, facts, path))
-        for role, records in found.items():
-            self.say(trainer, pl_module, both[role], records)
-            self.tabulate(trainer, f"interpretation/{both[role].name}", records, COLUMNS)
+        return found
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.print(*self.tables)
-        self.tables = []
+    def _attacked(self, trainer: pl.Trainer, pl_module: Any, tested: Judged, batches: Batches) -> None:
+        """What a weak and a strong attack make of one image."""
+        x, y, index = batches[0]
+        attacks = resolve(SHOWN, self._threat(trainer), tested.trained_at)
+        path = self._figure(trainer, "attacks.png")
+        picture = attack_picture(tested.network, x, y, index, attacks, self.seed, pl_module.facts, path)
+        self.show(trainer, "attacks", picture)
 
     def _agreement(self, trainer: pl.Trainer, student: Judged, teacher: Judged, batches: Batches) -> Agreement:
         attack = self.attack.under(self._threat(trainer)).at(student.trained_at)
@@ -142,6 +185,9 @@ class Interpretation(Evaluator):
         images = {"index": found.index, "label": found.label, "KL to teacher": found.kl}
         for role, said in (("student", found.student), ("teacher", found.teacher)):
             images |= {f"{role}/{field.name}": getattr(said, field.name) for field in fields(Answers)}
+        if (under := found.attacked) is not None:
+            images |= {"student/adversarial": under.student, "teacher/adversarial": under.teacher}
+            images |= {"teacher/broken": under.broke, "transferred": under.transferred}
         self._keep(trainer, f"agreement-{student.name}", images)
         return found
 
@@ -149,7 +195,7 @@ class Interpretation(Evaluator):
         self, trainer: pl.Trainer, pl_module: Any, student: Judged, teacher: Judged, batches: Batches
     ) -> list[Record]:
         """Where both look, with the controls; the pictures of it."""
-        methods = suited([student.network, teacher.network]) if self.methods is None else self.methods
+        methods = self._methods(student.network, teacher.network)
         controls, models = (
             {name: network.to(pl_module.device) for name, network in self.loaded[kind].items()}
             for kind in ("controls", "models")

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from interpret.calibration import BINS, Answers
 from interpret.decision import PALETTE
-from interpret.figures import SMALL, save
+from interpret.figures import SMALL, literal, save
 from interpret.sensitivity import NAMES, shares
 
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
@@ -34,7 +34,7 @@ def violins(
         path: of the picture.
         measure: what the values are.
     """
-    figure = Figure(figsize=(1.5 + 1.35 * len(values), 3.8), layout="constrained")
+    figure = Figure(figsize=(max(4.2, 1.5 + 1.35 * len(values)), 3.8), layout="constrained")
     ax = figure.subplots()
     names = list(dict.fromkeys(name for levels in floors.values() for name in levels))
     ink = {name: PALETTE[number % len(PALETTE)] for number, name in enumerate(names)}
@@ -51,7 +51,9 @@ def violins(
             ax.plot([place - 0.45, place + 0.45], [level, level], style, color=ink[name], linewidth=1.6, zorder=3)
     handles = [Line2D([], [], marker="o", color="black", linestyle="", markersize=4, label="mean")]
     handles += [
-        Line2D([], [], color=ink[name], linestyle=DASHES[n % len(DASHES)], linewidth=1.6, label=f"control: {name}")
+        Line2D(
+            [], [], color=ink[name], linestyle=DASHES[n % len(DASHES)], linewidth=1.6, label=f"control: {literal(name)}"
+        )
         for n, name in enumerate(names)
     ]
     ax.set_xticks(range(len(labels)), labels, fontsize=SMALL)

@@ -14,6 +14,7 @@ from networks import Facts
 COUNT = 8  # images in a grid
 ACROSS = 6  # maps side by side before the next row begins
 SMALL = 8  # points
+LONGEST = 14  # characters of a class name above an image
 WRONG = "firebrick"
 DIVERGING = mpl.colormaps["RdBu_r"]  # white is 0; red and blue are told apart by the colour-blind too
 RISING = mpl.colors.ListedColormap(DIVERGING(np.linspace(0.5, 1, 128)))  # its upper half
@@ -165,7 +166,7 @@ def attack_pair(
         _image(axes[row, 2], x_adv, facts)
         for ax, values in ((axes[row, 0], clean), (axes[row, 2], found)):
             predicted = int(values.argmax())
-            said = f"{_class(predicted, facts)}, p = {_probability(float(values[predicted]))}"
+            said = f"{class_name(predicted, facts)}, p = {_probability(float(values[predicted]))}"
             ax.set_title(said, fontsize=SMALL, pad=3, color="black" if predicted == label else WRONG)
     for ax, name in zip(axes[-1], ("image", f"perturbation\n(grey 0, white {reach:.3g})", "example"), strict=True):
         ax.set_xlabel(name, fontsize=SMALL)
@@ -176,8 +177,15 @@ def _drawable(facts: Facts) -> bool:
     return facts.size > 1 and facts.channels in (1, 3)
 
 
-def _class(number: int, facts: Facts) -> str:
-    return facts.names[number] if facts.names else str(number)
+def class_name(number: int, facts: Facts) -> str:
+    """What pictures call a class: its name, cut to what fits above an image, or its number where it has none."""
+    name = facts.names[number] if facts.names else str(number)
+    return literal(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…")
+
+
+def literal(name: str) -> str:
+    """A name as it is: between two dollars matplotlib would read mathematics, and raise where it is none."""
+    return name.replace("$", r"\$")
 
 
 def _probability(p: float) -> str:
@@ -228,4 +236,4 @@ def _wrapped(name: str, width: int = 17) -> str:
                 lines.append(part)
             else:
                 lines[-1] += glue + part
-    return "\n".join(lines)
+    return literal("\n".join(lines))

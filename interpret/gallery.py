@@ -12,7 +12,7 @@ from attacks.base import Attack
 from attacks.crafting import crafting
 from attacks.draws import Draws
 from interpret.attributions import Method, explain
-from interpret.figures import COUNT, attack_pair, attribution_grid, model_row
+from interpret.figures import COUNT, attack_pair, attribution_grid, class_name, model_row
 from networks import Facts
 
 
@@ -57,7 +57,7 @@ def map_pictures(
         for name, network in networks.items()
     }
     images = x.cpu().numpy()
-    classes = [facts.names[int(c)] if facts.names else str(int(c)) for c in target]
+    classes = [class_name(int(c), facts) for c in target]
     pictures = []
     for method in methods:
         shown = {name: found[method.name].values.cpu().numpy() for name, found in maps.items()}
@@ -66,10 +66,10 @@ def map_pictures(
         grid = folder / f"maps-{slug(method.name)}.png"
         row = folder / f"models-{slug(method.name)}.png"
         drawn = {name: values[0] for name, values in shown.items()}
-        title = f"{method.name}: class, and absolute cosine of the maps" if len(values) else method.name
+        title = f"{method.name}: explained class, and absolute cosine of the maps" if len(values) else method.name
         pictures += [
             attribution_grid(images, shown["student"], shown["teacher"], facts, grid, captions=captions, title=title),
-            model_row(images[0], drawn, facts, row, title=f"{method.name}, class {classes[0]}"),
+            model_row(images[0], drawn, facts, row, title=f"{method.name}, explained class {classes[0]}"),
         ]
     return [picture for picture in pictures if picture is not None]
 

@@ -37,6 +37,10 @@ class AdaAD(RobustDistiller):
             raise ValueError("AdaAD searches by attacks.PGD, without targets: give it that, with loss: kl.")
         super().__init__(attack=attack, alpha=alpha, temperature=1.0, ce_temperature=1, **kwargs)
 
+    @property
+    def hears_of_clean_images(self) -> bool:
+        return self.alpha < 1
+
     def inner(self, answers: Answers) -> Tensor:
         x, y = answers.batch.x, answers.batch.y
         student, teacher = self.network, self.teacher.on(x.device)

@@ -26,6 +26,10 @@ class AKD(RobustDistiller):
             raise ValueError(f"teacher_sees must be adversarial or clean, got {teacher_sees!r}.")
         self.teacher_sees = teacher_sees
 
+    @property
+    def hears_of_clean_images(self) -> bool:
+        return super().hears_of_clean_images and self.teacher_sees == "clean"
+
     def outer(self, answers: Answers) -> Tensor:
         teacher = None
         if self.alpha > 0:

@@ -18,16 +18,18 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from attacks import PGD, Attack, Draws, Threat, tempered
+from attacks.prepare import Prepared
 from attacks.records import Record
 from datamodules import Batch
 from lightning_modules.noise import Moment, Noise
-from networks import Facts, Normalise
+from lightning_modules.watch import Watch
+from networks import Facts
+from networks.base import renormalise
 
 Logs = dict[str, Tensor]
 Bound = TypeVar("Bound", bound=Attack)
 # What a step draws for; each has a stream of its own, and augmentation, keyed by seed and epoch, another.
 ATTACK, NOISE = 1, 2
-COLLAPSED = 0.5  # a robust accuracy below this share of its best is no fluctuation
 
 
 class Regime(pl.LightningModule, ABC):
@@ -42,6 +44,9 @@ class Regime(pl.LightningModule, ABC):
         scheduler: builds the learning-rate schedule from the optimiser; None keeps the rate.
         scheduler_interval: whether the schedule counts epochs or optimiser steps.
         noise: sources of noise in training (see :mod:`lightning_modules.noise`), applied in this order.
+        channels_last: fit with the weights of convolutions in the order in which they are fast (``docs/speed.md``).
+        folding: craft on a copy of the network whose batch-norms are folded into its convolutions, unless the attack
+            has them in train mode: the same function but for rounding, faster.
 
     Attributes:
         trained_at: temperature that the network's softmax is trained at; strong attacks divide by it.
@@ -64,15 +69,19 @@ class Regime(pl.LightningModule, ABC):
         scheduler: LRSchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         noise: list[Noise] | None = None,
+        channels_last: bool = True,
+        folding: bool = True,
     ) -> None:
         super().__init__()
         # What a checkpoint needs to rebuild itself; from the command line these are plain values. What a regime fixes
         # for the classes that it builds on is no argument of its own.
         *inner, outer = collect_init_args(inspect.currentframe(), [])  # type: ignore[arg-type]
         self.save_hyperparameters(ignore=sorted({key for given in inner for key in given} - outer.keys()), logger=False)
-        self.facts = _facts(facts)
+        self.facts = Facts.of(facts)
         self._build = network
         self.network = network(self.facts)
+        self.channels_last = channels_last
+        self.folding = folding
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.scheduler_interval = scheduler_interval
@@ -82,9 +91,8 @@ class Regime(pl.LightningModule, ABC):
         accuracy = MulticlassAccuracy(self.facts.classes, average="micro")
         self.val_accuracy, self.val_robust_accuracy, self.test_accuracy = (accuracy.clone() for _ in range(3))
         self.val_loss = MeanMetric()
-        self._finite = torch.ones((), dtype=torch.bool)
-        self._best_robust = 0.0
-        self._collapsed = False
+        self.watch = Watch(self.facts.classes)
+        self._prepared: Prepared | None = None
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
     # What a regime is
@@ -136,7 +144,19 @@ class Regime(pl.LightningModule, ABC):
             temperature: what the network's logits are divided by.
         """
         y = batch.y if target is None else target
-        return self.attack(tempered(self.network, temperature), batch.x, y, self.draws(batch))
+        return self.attack(tempered(self.searched(batch.x), temperature), batch.x, y, self.draws(batch))
+
+    def searched(self, x: Tensor) -> nn.Module:
+        """The network as its attack sees it, or a copy with its weights and with batch-norm folded, where there is any.
+
+        Args:
+            x: images to try the copy on when it is made.
+        """
+        if not self.folding or self.attack.batchnorm == "train":
+            return self.network
+        if self._prepared is None or self._prepared.model is not self.network:
+            self._prepared = Prepared(self.network, x[:2])
+        return self._prepared.follow() if self._prepared.folded else self.network
 
     def untrained(self, seed: int) -> nn.Module:
         """The network's architecture with fresh weights of a seed of their own, on the module's device."""
@@ -162,9 +182,18 @@ class Regime(pl.LightningModule, ABC):
             x, y = noise.on_images(x, moment), noise.on_labels(y, self.facts.classes, moment)
         if self.threat is not None:
             x = self.threat.clamp(x)  # attacks begin inside the box
-        return Batch(x, y, batch.index, batch.x)
+        return batch._replace(x=x, y=y, undisturbed=batch.x)
 
     # What Lightning calls
+
+    def configure_model(self) -> None:
+        if self.channels_last and self._trainer is not None and self.trainer.state.fn == "fit":
+            self.network.to(memory_format=torch.channels_last)
+
+    def on_train_end(self) -> None:
+        # What is evaluated is then, to the last bit, what anybody computes who loads the checkpoint.
+        self.network.to(memory_format=torch.contiguous_format)
+        self._prepared = None
 
     def on_fit_start(self) -> None:
         for source in self.noise:
@@ -186,13 +215,14 @@ class Regime(pl.LightningModule, ABC):
     def on_train_epoch_start(self) -> None:
         # Dropout draws from torch's generator; seeding it by epoch makes a resumed run the same run.
         torch.manual_seed(hash((self.seed, self.current_epoch, self.global_rank)))
+        # What a network has besides weights, such as a rate that a callback changes, the copy keeps from its making.
+        self._prepared = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, logs = self.step(self.disturbed(batch) if self.noise else batch, batch_idx)
-        # Looking at the loss stops a GPU's queue, so every step's is kept, and looked at where the logger looks anyway.
-        self._finite = self._finite.to(loss.device) & loss.detach().isfinite()
+        self.watch.loss(loss)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and batch_idx % every == 0:
+        if every and batch_idx % every == 0:  # where the logger looks anyway
             self._refuse_nan()
         self.log("train/loss_step", loss.detach(), prog_bar=True, on_step=True)
         # Apart from the above: processes agree on an epoch's mean at its end, on a step's they would at every step.
@@ -202,34 +232,16 @@ class Regime(pl.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._finite &= self.val_loss.compute().isfinite().to(self._finite.device)
+            self.watch.loss(self.val_loss.compute())
             self._refuse_nan()
             if self.threat is not None:
-                self._watch(float(self.val_robust_accuracy.compute()))
-
-    def _watch(self, robust: float) -> None:
-        """Warns of catastrophic overfitting: robustness that is suddenly gone (Wong et al. 2020, §5.4)."""
-        best, self._best_robust = self._best_robust, max(self._best_robust, robust)
-        # What is hardly above chance has nothing to lose.
-        collapsed, before = robust < COLLAPSED * best and best > 1.5 / self.facts.classes, self._collapsed
-        self._collapsed = collapsed
-        if collapsed and not before:
-            rank_zero_warn(
-                f"Catastrophic overfitting: in epoch {self.current_epoch} the accuracy under PGD-10 on the held-out "
-                f"images fell to {robust:.1%}, its best was {best:.1%}. The best checkpoint is from before; try a "
-                "smaller step, more noise (NFGSM) or more steps."
-            )
+                self.watch.robust(float(self.val_robust_accuracy.compute()), self.current_epoch)
 
     def on_train_epoch_end(self) -> None:
         self._refuse_nan()  # before any checkpoint is written
 
     def _refuse_nan(self) -> None:
-        if not self._finite:
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            raise FloatingPointError(
-                f"The loss became nan or inf by step {self.global_step} (epoch {self.current_epoch}) at a learning "
-                f"rate of {rate:g}: try a smaller rate, gradient clipping or precision 32. Checkpoints are from before."
-            )
+        self.watch.refuse_nan(self.global_step, self.current_epoch, self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self.network(batch.x)
@@ -240,8 +252,10 @@ class Regime(pl.LightningModule, ABC):
         # Lightning's check before the first epoch asks whether the data flows, not how robust chance is.
         if self.threat is not None and not self.trainer.sanity_checking:
             # The same draws in every epoch, so that epochs are compared by their weights alone.
-            x_adv = PGD(self.threat, steps=10)(self.network, batch.x, batch.y, Draws(batch.index, self.seed))
-            self.val_robust_accuracy.update(self.network(x_adv), batch.y)
+            # In float32 whatever the training's precision, as a suite judges: bfloat16 hides small gains.
+            with torch.autocast(batch.x.device.type, enabled=False):
+                x_adv = PGD(self.threat, steps=10)(self.network, batch.x, batch.y, Draws(batch.index, self.seed))
+                self.val_robust_accuracy.update(self.network(x_adv), batch.y)
             self.log("val/robust_acc", self.val_robust_accuracy, prog_bar=True, on_epoch=True, batch_size=len(batch.y))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -255,14 +269,12 @@ class Regime(pl.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("facts")
         if trained is not None:
-            self.facts.require(_facts(trained), "The checkpoint")
+            own = Facts.of(trained)
+            self.facts.require(own, "The checkpoint")
             # It is the network that normalises, as it was trained to, whatever data it is shown now.
-            mean, std = _facts(trained).mean, _facts(trained).std
-            self.facts = replace(self.facts, mean=mean, std=std)
-            for module in self.network.modules():
-                if isinstance(module, Normalise):
-                    module.set(mean, std)
-        self._best_robust = checkpoint.get("best_robust", 0.0)
+            self.facts = replace(self.facts, mean=own.mean, std=own.std)
+            renormalise(self.network, own)
+        self.watch.best = checkpoint.get("best_robust", 0.0)
         resumes = self._trainer is not None and self.trainer.state.fn == "fit"
         callbacks = self.trainer.callbacks if resumes else []  # type: ignore[attr-defined]
         averages = any(isinstance(callback, WeightAveraging) for callback in callbacks)
@@ -274,16 +286,11 @@ class Regime(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["trained_at"] = float(self.trained_at)
-        checkpoint["best_robust"] = self._best_robust
+        checkpoint["best_robust"] = self.watch.best
         # A notebook may have passed functions; a checkpoint that is safe to load cannot hold them.
         hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         plain = {key: value for key, value in hparams.items() if _plain(value)}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain | {"facts": self.facts.to_dict()}
-
-
-def _facts(value: Facts | dict[str, Any]) -> Facts:
-    """A dictionary is what the command line links, because a checkpoint holds it without trusting any class."""
-    return Facts(**value) if isinstance(value, dict) else value
 
 
 def _plain(value: Any) -> bool:

@@ -6,6 +6,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules import Batch
+from lightning_modules.answers_cache import AnswersCache, obstacle, open_cache
 from lightning_modules.base import Regime
 from lightning_modules.losses import KLReduction, check_temperature, check_weight, distillation
 from lightning_modules.teachers import FrozenTeacher, TeacherSource
@@ -25,6 +26,9 @@ class Distiller(Regime):
         ce_temperature: 1, or t as the papers' equations print it: the student's temperature in the cross-entropy.
         kl_reduction: ``batchmean`` as in the equations, or ``mean`` as in the code released with ARD, which also
             divides by the number of classes.
+        cache: keep on disk, for this student and all others, what the teacher says of clean images: what is asked for
+            (True), or before training everything that may be (``ahead``). Answers are rounded to fp16, which changes
+            results a little. See :mod:`lightning_modules.answers_cache`.
     """
 
     has_teacher = True
@@ -36,6 +40,7 @@ class Distiller(Regime):
         temperature: float = 4.0,
         ce_temperature: Tempering = 1,
         kl_reduction: KLReduction = "batchmean",
+        cache: bool | Literal["ahead"] = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -48,6 +53,10 @@ class Distiller(Regime):
         if kl_reduction not in ("batchmean", "mean"):
             raise ValueError(f"kl_reduction must be batchmean or mean, got {kl_reduction!r}.")
         self.kl_reduction: KLReduction = kl_reduction
+        if cache not in (False, True, "ahead"):
+            raise ValueError(f"cache must be true, false or ahead, got {cache!r}.")
+        self.cache = cache
+        self.answers: AnswersCache | None = None
         self._teacher: FrozenTeacher | None = None
         self._taught_by: str | None = None  # the hash of the teacher that a loaded checkpoint was trained with
 
@@ -74,6 +83,11 @@ class Distiller(Regime):
         # By the cross-entropy, or because an attack moves away from them.
         return self.alpha < 1 or self.threat is not None
 
+    @property
+    def hears_of_clean_images(self) -> bool:
+        """Whether the teacher is ever asked about clean images."""
+        return self.alpha > 0
+
     def taught(self, batch: Batch, x: Tensor | None = None) -> Tensor:
         """What the student hears of its teacher: z_T, (B, classes), without a graph, with the noise on it.
 
@@ -81,7 +95,10 @@ class Distiller(Regime):
             batch: the batch.
             x: what the teacher is shown; by default the batch's images without noise.
         """
-        logits = self.teacher(batch.clean if x is None else x)
+        if x is None and self.answers is not None:
+            logits = self.answers(batch)
+        else:
+            logits = self.teacher(batch.clean if x is None else x)
         for noise, moment in self.moments(batch):
             logits = noise.on_answer(logits, self.temperature, moment)
         return logits
@@ -104,6 +121,36 @@ class Distiller(Regime):
             for noise in self.noise:
                 noise.on_teacher(self.teacher)
             _ = self.teacher
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.cache is not False:
+            self._open_cache()
+
+    def _open_cache(self) -> None:
+        """Opens the cache and, where that was asked for, fills it; a warning where there can be none."""
+        self.answers = None
+        trainer: Any = self.trainer
+        data: Any = getattr(trainer, "datamodule", None)
+        reason = obstacle(data, self.noise)
+        if not self.hears_of_clean_images:
+            reason = f"{type(self).__name__} asks it about no clean images"
+        if reason is not None:
+            rank_zero_warn(f"The teacher's answers are not cached: {reason}.")
+            return
+        with trainer.precision_plugin.train_step_context():  # as in a step
+            self.answers = open_cache(self.teacher, data, trainer.precision, self.device)
+            if self.cache == "ahead" and not trainer.fast_dev_run:
+                self.answers.fill(self.device, trainer.global_rank, trainer.world_size)
+        trainer.strategy.barrier()
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        if self.answers is not None:
+            self.answers.refresh(self.device)
+
+    def on_fit_end(self) -> None:
+        self.answers = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -30,7 +30,7 @@ SHARED = (
 )
 # What does not change the weights of a trained teacher, and so is no part of its identity.
 SHOWN = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "default_root_dir", "profiler")
-IRRELEVANT = ("name", "runs", "wandb", "suite", "train_teacher", "ckpt_path", "config", "flavour")
+IRRELEVANT = ("name", "runs", "wandb", "suite", "interpret", "shift", "train_teacher", "ckpt_path", "config", "flavour")
 # Variables by which launchers tell a process its place; a teacher's fit is a run of its own.
 LAUNCHERS = re.compile(
     r"((LOCAL_|GROUP_|NODE_|ROLE_)?RANK|(LOCAL_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(SLURM|TORCHELASTIC)_.*)"

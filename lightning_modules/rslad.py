@@ -29,6 +29,10 @@ class RSLAD(RobustDistiller):
     def __init__(self, attack: Attack, alpha: float = 5 / 6, **kwargs: Any) -> None:
         super().__init__(attack=attack, alpha=alpha, temperature=1.0, ce_temperature=1, **kwargs)
 
+    @property
+    def hears_of_clean_images(self) -> bool:
+        return True
+
     def inner(self, answers: Answers) -> Tensor:
         return self.craft(answers.batch, answers.teacher.float().softmax(1))
 

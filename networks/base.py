@@ -54,6 +54,11 @@ class Facts:
                 f"the data has {self.classes} of shape {self.shape}."
             )
 
+    @classmethod
+    def of(cls, value: "Facts | dict[str, Any]") -> "Facts":
+        """Facts, or the dictionary that a checkpoint holds without trusting any class."""
+        return cls(**value) if isinstance(value, dict) else value
+
     def to_dict(self) -> dict[str, Any]:
         """The facts as plain lists and numbers, which a checkpoint can hold without trusting any class."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -71,13 +76,16 @@ class Normalise(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
-    def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Takes other figures."""
-        for buffer, values in ((self.mean, mean), (self.std, std)):
-            buffer.copy_(torch.tensor(values).view(-1, 1, 1))
-
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+def renormalise(network: nn.Module, facts: Facts) -> None:
+    """Lets a network normalise by the mean and deviation of these facts."""
+    for module in network.modules():
+        if isinstance(module, Normalise):
+            for buffer, values in ((module.mean, facts.mean), (module.std, facts.std)):
+                buffer.copy_(torch.tensor(values).view(-1, 1, 1))
 
 
 class Network(nn.Module, ABC):

@@ -97,7 +97,14 @@ def test_key_says_what_decides_the_weights_and_nothing_else():
     config = teacher_config() | {"runs": "a", "wandb": True, "name": None, "train_teacher": True, "ckpt_path": None}
     key = on_demand.key_of(config)
     assert re.fullmatch(r"[0-9a-f]{12}", key)
-    for change in ({"runs": "b"}, {"wandb": False}, {"name": "n"}, {"train_teacher": False}, {"suite": {}}):
+    for change in (
+        {"runs": "b"},
+        {"wandb": False},
+        {"name": "n"},
+        {"train_teacher": False},
+        {"suite": {}},
+        {"interpret": {}},
+    ):
         assert on_demand.key_of(config | change) == key
     for shown in ({"enable_progress_bar": False}, {"log_every_n_steps": 9}):
         assert on_demand.key_of(config | {"trainer": config["trainer"] | shown}) == key

@@ -228,7 +228,7 @@ def warned(regime: Regime, *accuracies: float) -> list[bool]:
     for accuracy in accuracies:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            regime._watch(accuracy)
+            regime.watch.robust(accuracy, regime.current_epoch)
         messages = [str(entry.message) for entry in caught]
         assert all("atastrophic overfitting" in message for message in messages)
         heard.append(bool(messages))
@@ -265,16 +265,16 @@ def test_the_watch_speaks_once_for_every_collapse():
 
 def test_the_watch_names_what_it_saw():
     regime = build(FGSMRS)
-    regime._watch(0.45)
+    regime.watch.robust(0.45, regime.current_epoch)
     with pytest.warns(UserWarning, match=r"epoch 0.*fell to 1.2%.*best was 45.0%"):
-        regime._watch(0.012)
+        regime.watch.robust(0.012, regime.current_epoch)
 
 
 def test_the_watchs_best_goes_through_a_checkpoint(tmp_path):
     """A resumed fit that collapses is held against what it was before."""
     first = build(AdversarialTraining)
     trainer(tmp_path, callbacks=[every_epoch(tmp_path)]).fit(first, digits())
-    first._watch(0.93)
+    first.watch.robust(0.93, first.current_epoch)
     checkpoint = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
     first.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "better.ckpt")

@@ -1,0 +1,111 @@
+"""What each optimisation of a step is worth: ``python -m benchmarks.shares [--quick]``.
+
+A step of ARD at a = 1, first as the released code computes it, then with our optimisations put in one after another,
+all in turn within each round. Beside the time stands how far the examples are from those of plain float32 arithmetic.
+"""
+
+import argparse
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from attacks import PGD, Radius, Threat
+from benchmarks.arms import PAIRS, Options, Ours, Setting, regime, released
+from benchmarks.common import Run, consoles, header, in_turn, ratios, said, show, spread
+from benchmarks.released import EPS, STEP
+
+QUICK = ("--pairs", "cnn", "--batch", "4", "--rounds", "1", "--steps", "2")
+METHOD = "ARD"
+PLAIN = Options(spared=False, batchnorm="train", folding=False, channels_last=False)
+# Each with those above it.
+LADDER = {
+    "batches augmented at once, on the device": PLAIN,
+    "no pass of clean images at a = 1": Options(batchnorm="train", folding=False, channels_last=False),
+    "batch-norm in eval mode while crafting": Options(folding=False, channels_last=False),
+    "a folded copy, channels last, to craft on": Options(channels_last=False),
+    "channels last in the pass of the weights": Options(),
+    "bfloat16 by autocast": Options("bf16"),
+}
+COLUMNS = (
+    "with",
+    "ms per step",
+    "time without it over with it",
+    "released's time over it",
+    "examples' values that differ",
+)
+LEGEND = (
+    "Each line has what the lines above it have. Times over it: in the same round, median (lowest–highest).",
+    "Examples differ: share of their values that lie over 1/255 from those of float32 in the order (B, C, H, W) "
+    "without folding, for the same weights and starts, batch-norm in eval mode. Gain: what they add to the "
+    "cross-entropy, judged in that float32, as a share of what those add. The networks are untrained.",
+)
+
+
+def examples(on: Setting, given: Options) -> str:
+    """How examples, crafted with some of the optimisations, compare with those that plain float32 crafts.
+
+    Both have the same weights and starts; the loss that they reach is judged in plain float32.
+    """
+    plain = regime(METHOD, on, Options(folding=False, channels_last=False)).network.eval()
+    mine = regime(METHOD, on, given)
+    mine.network.load_state_dict(plain.state_dict())
+    x = on.data()[: on.batch].to(on.device) / 255
+    y = torch.arange(on.batch, device=on.device) % 10
+    attack = PGD(Threat("linf", Radius(EPS)), on.steps, Radius(STEP))
+
+    def crafted(model: nn.Module, precision: str) -> Tensor:
+        torch.manual_seed(0)
+        with torch.autocast(on.device, torch.bfloat16, enabled=precision == "bf16"):
+            return attack(model, x, y)
+
+    wanted, found = crafted(plain, "32"), crafted(mine.searched(x), given.precision)
+    with torch.no_grad():
+        clean, best, reached = (float(cross_entropy(plain(each), y)) for each in (x, wanted, found))
+    return f"{((found - wanted).abs() > 1 / 255).float().mean():.1%}; {(reached - clean) / (best - clean):.1%}"
+
+
+def rows(on: Setting, taken: dict[str, list[float]]) -> list[list[str]]:
+    """The cells, by :data:`COLUMNS`."""
+    names = list(taken)
+    cells = [[names[0], f"{1000 * median(taken[names[0]]):,.1f}", "", "", ""]]
+    for before, name in pairwise(names):
+        share = examples(on, LADDER[name]) if LADDER[name].batchnorm == "eval" else ""
+        worth, speed = (spread(ratios(taken[other], taken[name])) for other in (before, names[0]))
+        cells.append([name, f"{1000 * median(taken[name]):,.1f}", worth, speed, share])
+    return cells
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.shares", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help=f"the same as {' '.join(QUICK)}, for a look or a test")
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS), metavar="PAIR", help=", ".join(PAIRS))
+    parser.add_argument("--batch", type=int, default=64, help="images in a batch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10, help="K, the steps of the attack")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options = parser.parse_args([*QUICK, *(word for word in said(arguments) if word != "--quick")])
+    if min(options.batch, options.rounds, options.steps) < 1:
+        parser.error("--batch, --rounds and --steps must be at least 1.")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU.")
+    torch.set_num_threads(1)
+    say, out = consoles()
+    out.print("\n".join(header("benchmarks.shares", said(arguments), options.device, ("torchvision",))))
+    for pair in options.pairs:
+        on = Setting(pair, options.batch, options.steps, device=options.device)
+        runs: dict[str, Run] = {"the released way": released(METHOD, on)}
+        runs |= {name: Ours(METHOD, on, given) for name, given in LADDER.items()}
+        taken = in_turn(runs, options.rounds, on.device, say, PAIRS[pair][0])
+        show(out, f"{METHOD}, {PAIRS[pair][0]}, batches of {on.batch}, K = {on.steps}", COLUMNS, rows(on, taken))
+    out.print("\n".join(LEGEND))
+
+
+if __name__ == "__main__":
+    main()

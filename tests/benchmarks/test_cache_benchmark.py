@@ -1,0 +1,48 @@
+"""The benchmark of stored answers measures what it says: one student asks its teacher, the other never does."""
+
+import pytest
+from rich.console import Console
+
+from benchmarks import cache
+from benchmarks.arms import Setting
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TEMPERED_CACHE", str(tmp_path))
+
+
+def test_what_is_stored_is_not_asked_again(monkeypatch) -> None:
+    asked, step = [], cache.take_step
+
+    def counting(regime, *args) -> None:
+        answers = []
+        handle = regime.teacher.module.register_forward_hook(lambda *_: answers.append(1))
+        step(regime, *args)
+        handle.remove()
+        asked.append((regime.answers is not None, len(answers)))
+
+    monkeypatch.setattr(cache, "take_step", counting)
+    taken = cache.measure("ARD", Setting("cnn", 4, steps=1, images=8), 2, Console(quiet=True))
+    assert asked == [(False, 1), (True, 0)] * 3
+    assert [len(seconds) for seconds in taken.values()] == [2, 2]
+
+
+def test_a_row_says_whether_the_target_is_met() -> None:
+    taken = {"asked": [2.0, 3.0, 4.0], "cached": [1.0, 1.0, 1.0]}
+    assert cache.cells("KD", taken) == [
+        "KD",
+        "3.000",
+        "1.000",
+        "3.00 (2.00–4.00); target ≥ 2: met",
+        "0.67 (0.50–0.75)",
+    ]
+    assert cache.cells("ARD", {"asked": [1.0], "cached": [1.0]})[3] == "1.00 (1.00–1.00)"
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table(capsys) -> None:
+    cache.main(["--pairs", "cnn", "--batch", "4", "--rounds", "1", "--steps", "1"])
+    printed = capsys.readouterr().out
+    assert "DefensiveCNN → DefensiveCNN, batches of 4, K = 1" in printed
+    assert "Opening the cache of 50,000 images" in printed
