@@ -5,79 +5,38 @@ differs. Figures are those of the last weights, so that no choice of a checkpoin
 FOLDER`` (one folder of images per digit) the omitted digit is tried on MNIST too, by the configs of paper 003.
 """
 
-import argparse
-import contextlib
-import csv
-import io
-import logging
-import math
-import os
 import statistics
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich import get_console
-from rich.progress import track
 from rich.table import Table
-from scipy.special import stdtrit
 
-STEPS = 640
+from studies.arms import STEPS, Arm, config, pgd, threat, wrn
+from studies.runs import existing, fit, half_width, last, parser_of, read, show, side_by_side, spread
+
 EPS = 0.1
+ATTACK = {"class_path": "attacks.PGD", "init_args": {"steps": 20, "restarts": 5}}
+SUITE = {"threat": {"norm": "linf", "eps": EPS}, "attacks": [ATTACK], "teacher": False}
 PGD = "PGD"  # as the table calls it
 MNIST_KD, MNIST_LABELS = "MNIST: KD without 2", "MNIST: labels without 2"
 MARGIN = 0.5  # percentage points by which "no lower" and "no higher" may be off
-
-
-def mlp() -> dict[str, Any]:
-    return {"class_path": "networks.MLP", "init_args": {"widths": [128]}}
-
-
-def wrn(width: int = 1) -> dict[str, Any]:
-    return {"class_path": "networks.WideResNet", "init_args": {"depth": 10, "width": width}}
-
-
-def threat() -> dict[str, Any]:
-    return {"norm": "linf", "eps": 0.15}
 
 
 def noise(kind: str, **options: Any) -> list[dict[str, Any]]:
     return [{"class_path": f"lightning_modules.{kind}", "init_args": options}]
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One way to train a network.
-
-    Attributes:
-        regime: the regime's name.
-        options: its arguments, beside network, teacher, optimiser and schedule.
-        network: the network's spec.
-        teacher: name of the arm that teaches it.
-        omit: the digit that is left out of its training set.
-    """
-
-    regime: str
-    options: dict[str, Any] = field(default_factory=dict)
-    network: dict[str, Any] = field(default_factory=mlp)
-    teacher: str | None = None
-    omit: int | None = None
-
-
 def arms() -> dict[str, Arm]:
     """All arms by name, teachers before their students."""
-    attack = {"class_path": "attacks.PGD", "init_args": {"threat": threat(), "steps": 7}}
     free = {"threat": threat(), "replays": 4}
     hinton = {"alpha": 0.9, "temperature": 4.0}
     soft = {"alpha": 1.0, "temperature": 5.0}
     found = {
         "natural teacher": Arm("Teacher", network=wrn(2)),
-        "robust teacher": Arm("AdversarialTraining", {"attack": attack}, wrn(2)),
+        "robust teacher": Arm("AdversarialTraining", {"attack": pgd()}, wrn(2)),
         "plain": Arm("Teacher"),
         "KD from the robust teacher": Arm("Distillation", soft, teacher="robust teacher"),
         "KD from the natural teacher": Arm("Distillation", soft, teacher="natural teacher"),
@@ -122,8 +81,7 @@ class Claim:
     def verdict(self, differences: Sequence[float]) -> str:
         """Whether the 95 % interval of the mean difference (Student's t over the seeds) lies on the claimed side."""
         side, bound = SIDES[self.claimed]
-        n = len(differences)
-        half = float(stdtrit(n - 1, 0.975)) * statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.inf
+        half = half_width(differences)
         ahead = side * (statistics.mean(differences) - bound)
         return "holds" if ahead > half else "does not hold" if ahead < -half else "undecided"
 
@@ -150,82 +108,36 @@ def claims(mnist: bool) -> list[Claim]:
     return [*found, Claim("f", MNIST_KD, "higher", MNIST_LABELS, "clean only 2")] if mnist else found
 
 
-def config(arm: Arm, seed: int, teacher: Path | None) -> dict[str, Any]:
-    """An arm as the command line's config."""
-    model: dict[str, Any] = {
-        "network": arm.network,
-        **arm.options,
-        "optimizer": {
-            "class_path": "torch.optim.SGD",
-            "init_args": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
-        },
-        "scheduler": {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR", "init_args": {"T_max": STEPS}},
-        "scheduler_interval": "step",
-    }
-    if teacher is not None:
-        model["teacher"] = {"checkpoint": str(teacher)}
-    attack = {"class_path": "attacks.PGD", "init_args": {"steps": 20, "restarts": 5}}
-    return {
-        "seed_everything": seed,
-        "data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": 64, "omit": arm.omit}},
-        "model": {"class_path": f"lightning_modules.{arm.regime}", "init_args": model},
-        "trainer": {
-            "max_steps": STEPS,
-            "max_epochs": -1,
-            "accelerator": "cpu",
-            "log_every_n_steps": 10,
-            "enable_progress_bar": False,
-        },
-        "suite": {"threat": {"norm": "linf", "eps": EPS}, "attacks": [attack], "teacher": False},
-    }
-
-
-def fit(words: Sequence[str], name: str, seed: int, runs: Path) -> Path:
-    """Runs ``fit`` without a word on the terminal; the run's folder."""
-    from main import main
-
-    about = ["--runs", str(runs), "--name", f"{name} seed {seed}".replace(":", ""), "--wandb", "false"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        return main(["fit", *words, *about]).folder
-
-
 def train(seed: int, runs: Path, mnist: Path | None) -> dict[str, dict[str, float]]:
     """Trains all arms with one seed; their figures in per cent, by arm and metric."""
-    # Forty tables and progress notes would hide the one table that all this is for.
-    logging.disable(logging.INFO)
-    get_console().quiet = True
+
+    def trained(words: Sequence[str], name: str) -> Path:
+        return fit(words, f"{name} seed {seed}".replace(":", ""), runs).folder
+
     figures: dict[str, dict[str, float]] = {}
     weights: dict[str, Path] = {}
     for name, arm in arms().items():
-        text = yaml.safe_dump(config(arm, seed, weights.get(arm.teacher or "")))
-        folder = fit(["--config", text], name, seed, runs)
+        text = yaml.safe_dump(config(arm, seed, weights.get(arm.teacher or ""), SUITE))
+        folder = trained(["--config", text], name)
         weights[name] = last(folder)
-        figures[name] = {**read(folder / "results.csv"), "confidence": confidence(weights[name])}
+        figures[name] = {**per_cent(folder), "confidence": confidence(weights[name])}
     if mnist is not None:
         data = ["--data", "configs/data/mnist_folder.yaml", "--data.root", str(mnist)]
         common = [*data, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
         common += ["--seed_everything", str(seed), "--suite.attacks", "[]", "--suite.teacher", "false"]
         config_of = {name: ["--config", f"configs/{name}.yaml"] for name in ("teacher_mnist_mlp", "kd_mnist_omitted")}
-        teacher = fit([*config_of["teacher_mnist_mlp"], *common], "MNIST: teacher", seed, runs)
+        teacher = trained([*config_of["teacher_mnist_mlp"], *common], "MNIST: teacher")
         for name, words in {
             MNIST_KD: [*config_of["kd_mnist_omitted"], *common, "--model.teacher", f"{{checkpoint: {last(teacher)}}}"],
             MNIST_LABELS: [*config_of["teacher_mnist_mlp"], *common, "--model.network.widths", "[400]"],
         }.items():
-            figures[name] = read(fit([*words, "--data.omit", "2"], name, seed, runs) / "results.csv")
+            figures[name] = per_cent(trained([*words, "--data.omit", "2"], name))
     return figures
 
 
-def last(folder: Path) -> Path:
-    """A run's last weights."""
-    return folder / "checkpoints" / "last.ckpt"
-
-
-def read(path: Path) -> dict[str, float]:
-    """A run's figures in per cent; the best weights' stand for the last's where both are the same."""
-    with path.open() as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: row["checkpoint"] == "last")
-    values = {row["metric"]: 100 * float(row["value"]) for row in rows}
-    return {PGD if metric == "PGD-20 x5" else metric: value for metric, value in values.items()}
+def per_cent(folder: Path) -> dict[str, float]:
+    """A run's figures in per cent."""
+    return {PGD if metric == "PGD-20 x5" else metric: 100 * value for metric, value in read(folder).items()}
 
 
 def confidence(checkpoint: Path) -> float:
@@ -238,11 +150,6 @@ def confidence(checkpoint: Path) -> float:
     with torch.no_grad():
         logits = load_network(checkpoint).network(Digits().batch("test").x)
     return 100 * float(logits.softmax(1).amax(1).mean())
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over the seeds."""
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
 
 
 def rows(figures: Sequence[dict[str, dict[str, float]]]) -> list[list[str]]:
@@ -260,32 +167,17 @@ HEAD = ("", "of", "against", "figure, %", "difference", "claimed", "verdict")
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m studies.claims", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
-    parser.add_argument("--jobs", type=int, default=1, help="how many seeds are trained side by side")
-    parser.add_argument("--runs", type=Path, default=Path("runs/claims"), help="where the runs are kept")
-    parser.add_argument("--mnist", type=Path, help="folder with a folder of MNIST's images for every digit")
+    parser = parser_of("claims", __doc__, seeds=3)
+    parser.add_argument("--mnist", type=existing, help="folder with a folder of MNIST's images for every digit")
     options = parser.parse_args(arguments)
-    for name in ("seeds", "jobs"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
-    if options.mnist is not None and not options.mnist.is_dir():
-        parser.error(f"--mnist must name a folder of images, there is none at {options.mnist}")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        jobs = {pool.submit(train, seed, options.runs, options.mnist): seed for seed in range(options.seeds)}
-        title = f"Training {len(arms())} networks with each of {options.seeds} seeds"
-        done = {jobs[job]: job.result() for job in track(as_completed(jobs), title, len(jobs))}
-    found = rows([done[seed] for seed in sorted(done)])
+    title = f"Training {len(arms())} networks with each of {options.seeds} seeds"
+    tasks = [(seed, options.runs, options.mnist) for seed in range(options.seeds)]
+    figures = side_by_side(train, tasks, options.jobs, title)
     title = f"Claims on Digits, {options.seeds} seeds, {STEPS} updates; PGD-20 with 5 starts at linf {EPS}"
     table = Table(*HEAD, title=title)
-    for cells in found:
+    for cells in rows(figures):
         table.add_row(*cells)
-    get_console().print(table)
-    markdown = "\n".join(f"| {' | '.join(cells)} |" for cells in [list(HEAD), ["---"] * len(HEAD), *found])
-    path = options.runs / "claims.md"
-    path.write_text(markdown + "\n")
-    print(f"The same as Markdown: {path}", file=sys.stderr)
+    show(table, options.runs / "claims.md")
 
 
 if __name__ == "__main__":

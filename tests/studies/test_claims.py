@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from scipy import stats
+from study_helpers import cells
 
+from datamodules import Digits
 from main import main
+from networks.checkpoint import load_network
 from studies import claims as study
 from studies.claims import MARGIN, MNIST_KD, MNIST_LABELS, Claim, arms, claims, config, rows, run
 
@@ -66,11 +70,40 @@ def test_bad_input_is_a_sentence(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_the_study_from_its_command_to_its_table(tmp_path, monkeypatch):
+    same = {study.PGD: 50.0, "clean": 90.0, "confidence": 50.0, "clean only 3": 0.0}
+    found = [{name: same for name in arms()}] * 2
+    monkeypatch.setattr(study, "side_by_side", lambda task, arguments, jobs, title: found[: len(arguments)])
+    run(["--seeds", "2", "--runs", str(tmp_path)])
+    head, *table = cells(tmp_path / "claims.md")
+    assert head == list(study.HEAD)
+    assert table == rows(found)
+
+
+@pytest.mark.slow
+def test_arms_are_trained_and_read(tmp_path, at_root, monkeypatch):
+    two = {name: arms()[name] for name in ("natural teacher", "KD without 3")}
+    monkeypatch.setattr(study, "arms", lambda: two)
+    monkeypatch.setattr("studies.arms.STEPS", 2)
+    figures = study.train(1, tmp_path, None)
+    assert list(figures) == list(two)
+    assert {"clean", study.PGD, "clean only 3", "confidence"} <= set(figures["KD without 3"])
+    for name in two:
+        weights = next((tmp_path / f"{name} seed 1").glob("*/checkpoints/last.ckpt"))
+        content = torch.load(weights, map_location="cpu", weights_only=True)
+        assert content["global_step"] == 2
+        test = Digits().batch("test")
+        with torch.no_grad():
+            probabilities = load_network(weights).network(test.x).softmax(1)
+        assert figures[name]["clean"] == pytest.approx(100 * (probabilities.argmax(1) == test.y).float().mean().item())
+        assert figures[name]["confidence"] == pytest.approx(100 * probabilities.amax(1).mean().item(), abs=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(arms()))
 def test_every_arm_is_a_config_of_the_command_line(name, at_root, capsys):
     arm = arms()[name]
-    text = yaml.safe_dump(config(arm, 1, Path("teacher.ckpt") if arm.teacher else None))
+    text = yaml.safe_dump(config(arm, 1, Path("teacher.ckpt") if arm.teacher else None, study.SUITE))
     with pytest.raises(SystemExit) as end:
         main(["fit", "--config", text, "--print_config"])
     assert end.value.code == 0
