@@ -124,7 +124,8 @@ def sensitivity_histogram(amplitudes: Mapping[str, np.ndarray], path: Path, of: 
     ax.set(xlabel=f"mean absolute entry of an image's Jacobian of the {of}", ylabel="share of the images, %")
     ax.set(ylim=(0, 100), xlim=(-0.5, len(NAMES) - 0.5))
     _clean(ax)
-    figure.legend(loc="outside upper center", ncols=min(5, len(amplitudes)), fontsize=SMALL, frameon=False)
+    columns = max(1, min(len(amplitudes), 90 // (14 + max(map(len, amplitudes)))))
+    figure.legend(loc="outside upper center", ncols=columns, fontsize=SMALL, frameon=False)
     return save(figure, path)
 
 

@@ -213,9 +213,9 @@ def test_reliability_diagrams(drawn, tmp_path):
     assert f"ECE {said['student'].ece:.3f}" in drawn[0].axes[0].get_title()
 
 
-@pytest.mark.parametrize("count", [1, 3, 9])
-def test_sensitivity_histogram(count, drawn, tmp_path):
-    amplitudes = {f"T = {10 * t + 1}": 10.0 ** RNG.uniform(-60, 0, 200) for t in range(count)}
+@pytest.mark.parametrize(("count", "kind"), [(1, ""), (3, ""), (9, ""), (6, ", dropout")])
+def test_sensitivity_histogram(count, kind, drawn, tmp_path):
+    amplitudes = {f"T = {10 * t + 1}{kind}": 10.0 ** RNG.uniform(-60, 0, 200) for t in range(count)}
     path = sensitivity_histogram(amplitudes, tmp_path / "sensitivity.png")
     assert_readable(drawn[0], path)
     heights = [bar.get_height() for bar in drawn[0].axes[0].patches]
