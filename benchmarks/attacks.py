@@ -10,7 +10,6 @@ import json
 import logging
 import platform
 import shlex
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from attacks import Radius, Threat
+from benchmarks.common import processor, said
 from benchmarks.opponents import GAMMA, OURS, PACKAGES, ROWS, Counted, Row, Run, Task, importable, ours
 from benchmarks.subjects import Subject, subject
 
@@ -181,12 +181,11 @@ def measure(name: str, on: Subject, images: int, rounds: int, bench: Bench) -> l
     return list(measured.values())
 
 
-def header(bench: Bench, rounds: dict[str, int], subjects: Sequence[Subject]) -> list[str]:
+def header(
+    arguments: Sequence[str] | None, bench: Bench, rounds: dict[str, int], subjects: Sequence[Subject]
+) -> list[str]:
     """Where, when and with what it was measured, line by line."""
-    cpu = platform.processor()
-    if (info := Path("/proc/cpuinfo")).exists():
-        cpu = next((line.split(":")[1].strip() for line in info.open() if line.startswith("model name")), cpu)
-    where = f"{cpu}, {torch.get_num_threads()} thread, process-CPU seconds"
+    where = f"{processor()}, {torch.get_num_threads()} thread, process-CPU seconds"
     if bench.device != "cpu":
         where = f"{torch.cuda.get_device_name()}, wall-clock seconds of the synchronised device"
     versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
@@ -202,7 +201,7 @@ def header(bench: Bench, rounds: dict[str, int], subjects: Sequence[Subject]) ->
         ", ".join(versions),
         *(each.about for each in subjects),
         f"Threat {bench.threat}; rounds: {counts}; the networks' parameters {grads}",
-        f"{datetime.now(UTC):%Y-%m-%d}: {shlex.join(['python', '-m', 'benchmarks.attacks', *sys.argv[1:]])}",
+        f"{datetime.now(UTC):%Y-%m-%d}: {shlex.join(['python', '-m', 'benchmarks.attacks', *said(arguments)])}",
     ]
 
 
@@ -282,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 subjects[kind] = subject(kind, bench.device, bench.frozen)
                 say.print(subjects[kind].about)
             results += measure(name, subjects[kind], ROWS[name].images[options.quick], rounds[name], bench)
-        lines = header(bench, rounds, list(subjects.values()))
+        lines = header(arguments, bench, rounds, list(subjects.values()))
     show(lines, results)
     if options.out:
         options.out.write_text(json.dumps({"header": lines, "results": [asdict(each) for each in results]}, indent=1))

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.arms import PAIRS, Options, Setting, batches, regime, take_step
-from benchmarks.common import Run, consoles, header, in_turn, ratios, said, seconds, show, spread
+from benchmarks.common import Run, consoles, header, in_turn, ratios, read, said, seconds, show, spread
 from benchmarks.pipeline import Noise
 from datamodules import Batch
 from lightning_modules import Distiller
@@ -91,13 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=10, help="K, the steps of ARD's attack")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    options = parser.parse_args(arguments)
-    if min(options.batch, options.rounds, options.steps) < 1:
-        parser.error("--batch, --rounds and --steps must be at least 1.")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no GPU.")
-    torch.set_num_threads(1)
+    options = read(parser, arguments)
     say, out = consoles()
     out.print("\n".join(header("benchmarks.cache", said(arguments), options.device)))
     with TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """What the benchmarks of training share: clocks, rounds in which all take their turn, and tables."""
 
+import argparse
 import platform
 import resource
 import shlex
@@ -102,6 +103,31 @@ def show(out: Console, title: str, columns: Sequence[str], rows: Sequence[Sequen
         table.add_row(*row)
     out.width = max(out.width, WIDTH)
     out.print(table, soft_wrap=False)
+
+
+def read(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, quick: Sequence[str] = ()
+) -> argparse.Namespace:
+    """The options of a benchmark of training, checked; torch keeps to one thread from here on.
+
+    Args:
+        parser: of all options but ``--device`` and ``--quick``.
+        arguments: the words of the command line; None takes those of this process.
+        quick: what ``--quick`` stands for; where there is nothing, there is no such option.
+    """
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    if quick:
+        says = f"the same as {' '.join(quick)}, for a look or a test"
+        parser.add_argument("--quick", action="store_true", help=says)
+    options = parser.parse_args(arguments)
+    if quick and options.quick:
+        options = parser.parse_args([*quick, *(word for word in said(arguments) if word != "--quick")])
+    if small := [f"--{name}" for name in ("batch", "rounds", "steps", "replays") if getattr(options, name, 1) < 1]:
+        parser.error(f"{', '.join(small)} must be at least 1.")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU.")
+    torch.set_num_threads(1)
+    return options
 
 
 def said(arguments: Sequence[str] | None) -> list[str]:

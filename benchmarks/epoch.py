@@ -13,11 +13,10 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 import yaml
 
 from benchmarks.beside import Beside
-from benchmarks.common import consoles, header, ratios, said, show, spread
+from benchmarks.common import consoles, header, ratios, read, said, show, spread
 from main import main as main_py
 
 QUICK = ("--networks", "mlp", "--batch", "16", "--rounds", "1", "--steps", "2")
@@ -88,21 +87,12 @@ def cells(network: str, training: str, through: Sequence[float], bare: Sequence[
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.epoch", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"the same as {' '.join(QUICK)}, for a look or a test")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK")
     parser.add_argument("--batch", type=int, default=512, help="images in a batch")
     parser.add_argument("--rounds", type=int, default=5, help="epochs that count")
     parser.add_argument("--steps", type=int, default=10, help="in an epoch")
     parser.add_argument("--precision", choices=("32", "bf16-mixed"), default="32")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options = parser.parse_args([*QUICK, *(word for word in said(arguments) if word != "--quick")])
-    if min(options.batch, options.rounds, options.steps) < 1:
-        parser.error("--batch, --rounds and --steps must be at least 1.")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no GPU.")
-    torch.set_num_threads(1)
+    options = read(parser, arguments, QUICK)
     _, out = consoles()
     lines = header("benchmarks.epoch", said(arguments), options.device, ("pytorch-lightning",))
     fits = [(network, training) for network in options.networks for training in REGIMES]

@@ -9,7 +9,6 @@ are apart, and for Integrated Gradients how far either is from the integral.
 import argparse
 import platform
 import shlex
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from benchmarks.common import processor, said
 from benchmarks.subjects import Subject, subject, train
 from datamodules import ImageFolder
 from interpret import GradCAM, GuidedGradCAM, IntegratedGradients, Method, Saliency, SmoothGrad, explain
@@ -239,12 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     say, out = Console(stderr=True), Console(highlight=False, markup=False, soft_wrap=True)
     rows = {name: ROWS[name] for name in options.only}
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        cpu = next((line.split(":")[1].strip() for line in info.open() if line.startswith("model name")), cpu)
-    out.print(f"{cpu}, {torch.get_num_threads()} thread, process-CPU seconds, float32")
+    out.print(f"{processor()}, {torch.get_num_threads()} thread, process-CPU seconds, float32")
     out.print(f"Python {platform.python_version()}, torch {torch.__version__}, captum {version('captum')}")
-    command = shlex.join(["python", "-m", "benchmarks.interpret", *(arguments or sys.argv[1:])])
+    command = shlex.join(["python", "-m", "benchmarks.interpret", *said(arguments)])
     out.print(f"{datetime.now(UTC):%Y-%m-%d}: {command}; {options.images} images, rounds: {options.rounds}")
     with threadpool_limits(1):
         for kind in options.networks if options.folder is None else ["folder"]:

@@ -12,7 +12,6 @@ import argparse
 import platform
 import resource
 import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+from benchmarks.common import processor, said
 from datamodules import ImageFolder, Images, Split
 from networks import Facts
 
@@ -144,15 +144,12 @@ def reading(root: Path, size: int) -> str:
     return f"{count:,} images of {root.name} at {size} by {size}, read first: {says[0]}; again: {says[1]}"
 
 
-def header(images: int, batch_size: int, rounds: int) -> list[str]:
+def header(arguments: Sequence[str] | None, images: int, batch_size: int, rounds: int) -> list[str]:
     """Where, when and with what it was measured, line by line."""
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        cpu = next((line.split(":")[1].strip() for line in info.open() if line.startswith("model name")), cpu)
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
-    command = shlex.join(["python", "-m", "benchmarks.pipeline", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "benchmarks.pipeline", *said(arguments)])
     return [
-        f"{cpu}, {torch.get_num_threads()} thread per process",
+        f"{processor()}, {torch.get_num_threads()} thread per process",
         versions,
         f"{datetime.now(UTC):%Y-%m-%d}: {command}; {images:,} images, batches of {batch_size}, rounds: {rounds}",
     ]
@@ -183,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runs[f"torchvision, {workers} workers"] = theirs(images, split, options.batch_size, workers)
         for cells in rows(split, measure(runs, options.rounds, split, say), options.images):
             table.add_row(*cells)
-    out.print("\n".join(header(options.images, options.batch_size, options.rounds)))
+    out.print("\n".join(header(arguments, options.images, options.batch_size, options.rounds)))
     out.width = max(out.width, 120)  # a narrower table cannot be read
     out.print(table, soft_wrap=False)
     out.print("\n".join(LEGEND))

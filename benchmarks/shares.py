@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from attacks import PGD, Radius, Threat
 from benchmarks.arms import PAIRS, Options, Ours, Setting, regime, released
-from benchmarks.common import Run, consoles, header, in_turn, ratios, said, show, spread
+from benchmarks.common import Run, consoles, header, in_turn, ratios, read, said, show, spread
 from benchmarks.released import EPS, STEP
 
 QUICK = ("--pairs", "cnn", "--batch", "4", "--rounds", "1", "--steps", "2")
@@ -82,20 +82,11 @@ def rows(on: Setting, taken: dict[str, list[float]]) -> list[list[str]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shares", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"the same as {' '.join(QUICK)}, for a look or a test")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS), metavar="PAIR", help=", ".join(PAIRS))
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="K, the steps of the attack")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options = parser.parse_args([*QUICK, *(word for word in said(arguments) if word != "--quick")])
-    if min(options.batch, options.rounds, options.steps) < 1:
-        parser.error("--batch, --rounds and --steps must be at least 1.")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no GPU.")
-    torch.set_num_threads(1)
+    options = read(parser, arguments, QUICK)
     say, out = consoles()
     out.print("\n".join(header("benchmarks.shares", said(arguments), options.device, ("torchvision",))))
     for pair in options.pairs:

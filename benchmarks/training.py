@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.arms import FACTS, METHODS, PAIRS, Options, Ours, Setting, released
-from benchmarks.common import Run, consoles, header, in_turn, ratios, said, show, spread
+from benchmarks.common import Run, consoles, header, in_turn, ratios, read, said, show, spread
 from benchmarks.floor import Floor, rates
 
 QUICK = ("--pairs", "cnn", "--batch", "4", "--rounds", "1", "--steps", "2", "--replays", "2")
@@ -123,23 +123,14 @@ def replayed(taken: dict[tuple[str, str], list[float]]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"the same as {' '.join(QUICK)}, for a look or a test")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS), metavar="PAIR", help=", ".join(PAIRS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="K, the steps of the attack")
     parser.add_argument("--replays", type=int, default=8, help="m of Fast-ARD")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--memory", action="store_true", help="take the peak memory of ARD and KD, too")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options = parser.parse_args([*QUICK, *(word for word in said(arguments) if word != "--quick")])
-    if min(options.batch, options.rounds, options.steps, options.replays) < 1:
-        parser.error("--batch, --rounds, --steps and --replays must be at least 1.")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no GPU.")
-    torch.set_num_threads(1)
+    options = read(parser, arguments, QUICK)
     say, out = consoles()
     by_precision = rates(options.device)
     out.print("\n".join(header("benchmarks.training", said(arguments), options.device, ("torchvision",))))

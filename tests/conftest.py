@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from main_helpers import QUIET, ROOT, Ended, command_line, teacher_config, write
+from matplotlib.figure import Figure
 
 # Variables that a run sets for itself or its processes, and that must not reach the next test.
 LEFT_BEHIND = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "TEMPERED_RUN_FOLDER")
@@ -28,6 +29,20 @@ def _environment() -> Iterator[None]:
         os.environ.pop(key, None)
         if value is not None:
             os.environ[key] = value
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were written, in order."""
+    figures = []
+    savefig = Figure.savefig
+
+    def keep(self: Figure, *args: Any, **kwargs: Any) -> None:
+        savefig(self, *args, **kwargs)
+        figures.append(self)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pytest
 import torch
 from matplotlib import _pylab_helpers
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import nn
 
 from interpret.calibration import Answers
@@ -22,20 +21,6 @@ COLOUR = Facts(classes=3, channels=3, size=6, mean=(0.5,) * 3, std=(0.3,) * 3, n
 POINTS = Facts(classes=3, channels=2, size=1, mean=(0.0,) * 2, std=(1.0,) * 2, box=(-6.0, 6.0))
 RNG = np.random.default_rng(0)
 FLAVOURS = ["FT_temp1", "FT_tempT", *(f"{s}S_tempT_from_{t}T_temp{u}" for s in "FR" for t in "FR" for u in "1T")]
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were written, in order."""
-    figures = []
-    savefig = Figure.savefig
-
-    def keep(self, *args, **kwargs):
-        savefig(self, *args, **kwargs)
-        figures.append(self)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
 
 
 def texts(figure):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from shift_helpers import Brightness, batches, pictures
 
 from shift import CIFARCLike, corruption_accuracy
@@ -13,20 +12,6 @@ from shift.figures import accuracy_map, difference_map, severity_curves
 def found():
     networks = {"student": Brightness(), "teacher": Brightness(scale=2)}
     return corruption_accuracy(networks, batches(pictures(8), np.arange(8) % 4), CIFARCLike([1, 5]))
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were written, in order."""
-    figures = []
-    savefig = Figure.savefig
-
-    def keep(self, *args, **kwargs):
-        savefig(self, *args, **kwargs)
-        figures.append(self)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
 
 
 def numbers(ax):
