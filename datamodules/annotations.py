@@ -18,12 +18,14 @@ class Annotation(NamedTuple):
         file: the photograph's name.
         box: left, upper, right and lower edge of the sign in pixels, the latter two exclusive; x is horizontal.
         label: the sign's class.
+        size: width and height of the photograph that the box is of.
     """
 
     row: int
     file: str
     box: tuple[int, int, int, int]
     label: int
+    size: tuple[int, int]
 
 
 def read_annotations(path: Path, classes: int, header: bool = False) -> list[Annotation]:
@@ -95,7 +97,7 @@ def _annotation(row: int, cells: list[str], classes: int) -> Annotation:
             raise ValueError(f"the box leaves the image: {axis}2={high}, but its {side} is {end}")
     if label >= classes:
         raise ValueError(f"category {label} is unknown: the dataset's are 0 to {classes - 1}")
-    return Annotation(row, file, (x1, y1, x2, y2), label)
+    return Annotation(row, file, (x1, y1, x2, y2), label, (width, height))
 
 
 def _whole(name: str, cell: str) -> int:

@@ -130,7 +130,7 @@ class Images(pl.LightningDataModule, ABC):
         return self.omit, facts.names[self.omit] if facts.names else str(self.omit)
 
     def setup(self, stage: str | None = None) -> None:
-        """Loads what the stage needs, once.
+        """Loads what the stage needs, once; for a fit the test images too, which are tested on after it.
 
         Raises:
             ValueError: if there is no class such as ``omit``, an image or a label contradicts the facts, or no
@@ -139,7 +139,8 @@ class Images(pl.LightningDataModule, ABC):
         _ = self.omitted  # before anything is loaded
         if stage in ("fit", "validate", None):
             self.split_index("train")
-        if stage in ("test", "predict", None):
+        # A test image that is broken or missing ends a fit here, not after its last epoch.
+        if stage in ("fit", "test", "predict", None):
             self.split_index("test")
 
     def split_index(self, split: Split) -> Tensor:

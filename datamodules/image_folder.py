@@ -138,7 +138,7 @@ def class_files(folder: Path) -> dict[str, list[Path]]:
         )
     if len(classes) < 2:
         raise ValueError(f"{folder} holds one class folder ({classes[0].name}): a classifier needs at least two.")
-    files = {path.name: [file for file in sorted(path.rglob("*")) if _is_image(file)] for path in classes}
+    files = {path.name: [file for file in sorted(path.rglob("*")) if _is_image(file, path)] for path in classes}
     for name, found in files.items():
         if not found:
             raise FileNotFoundError(
@@ -147,5 +147,8 @@ def class_files(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
+def _is_image(path: Path, folder: Path) -> bool:
+    # A hidden folder, such as a notebook's checkpoints, holds copies: of test images among the training ones, perhaps.
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    # A link that leads nowhere is no folder: it is named when it is read.
+    return path.suffix.lower() in IMG_EXTENSIONS and not hidden and not path.is_dir()

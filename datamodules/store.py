@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -36,10 +37,12 @@ class Entry:
         path: its file.
         box: x1, y1, x2, y2 in pixels of the upright image, x2 and y2 exclusive: the part of it that is meant. None for
             all of it.
+        size: width and height of the image that the box is of; None where nobody says.
     """
 
     path: Path
     box: tuple[int, int, int, int] | None = None
+    size: tuple[int, int] | None = None
 
 
 def fits(images: Tensor) -> bool:
@@ -91,7 +94,8 @@ def read_entries(
     folder = cache_folder() if cache is None else Path(cache)
     store = folder / _key(entries, size, channels, square)
     if not store.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{store.name}.lock"):
             if not store.exists():
                 unfinished = folder / f".{store.name}.unfinished"
@@ -110,13 +114,16 @@ def read_image(entry: Entry, size: int, channels: int, square: bool = True) -> T
     """Reads an image, upright as its camera meant it, as uint8 (channels, size, size).
 
     Raises:
-        ValueError: if it is no image, is broken, has more than 8 bits per channel, or does not contain the box.
+        ValueError: if it is no image, is broken, has more than 8 bits per channel or another size than stated, or does
+            not contain the box.
     """
     try:
         with Image.open(entry.path) as file:
             if file.mode.startswith(("I", "F")):  # conversion would clip every value above 255 to white
                 raise ValueError("it has more than 8 bits per channel")
             image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+        if entry.size not in (None, image.size):
+            raise ValueError(f"it is {image.size} pixels large, but its box is of an image of {entry.size}")
         if entry.box is not None:
             image = _cut(image, entry.box)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -141,23 +148,40 @@ def _key(entries: Sequence[Entry], size: int, channels: int, square: bool) -> st
     files = []
     for entry in entries:
         status = entry.path.stat()
-        files.append([str(entry.path.absolute()), status.st_size, status.st_mtime_ns, entry.box])
+        files.append([str(entry.path.absolute()), status.st_size, status.st_mtime_ns, entry.box, entry.size])
     return sha256(json.dumps([VERSION, size, channels, square, files]).encode()).hexdigest()[:32]
 
 
 def _decode(entries: Sequence[Entry], read: Callable[[Entry], Tensor], ahead: int, title: str, folder: Path) -> None:
     """Writes the images that can be read, one after another, and what is wrong with the others by position."""
     faults = {}
-    with ThreadPoolExecutor() as pool, (folder / "images").open("wb") as file:  # Pillow decodes without Python's lock
+    images = folder / "images"
+    with ThreadPoolExecutor() as pool, images.open("wb", buffering=0) as file:  # Pillow decodes without Python's lock
         decoded = _decoded(entries, read, ahead, pool)
         for position, found in enumerate(track(decoded, f"Reading {escape(title)}", len(entries))):
             if isinstance(found, bytes):
-                file.write(found)
+                with _writing(folder.parent, images):
+                    rest = memoryview(found)
+                    while rest:  # a disk that is nearly full takes a part
+                        rest = rest[file.write(rest) :]
             else:
                 faults[position] = found
-        file.flush()
         os.fsync(file.fileno())  # on the disk before the folder gets its name
-    (folder / "broken.json").write_text(json.dumps(faults))
+    with _writing(folder.parent, images):
+        (folder / "broken.json").write_text(json.dumps(faults))
+
+
+@contextmanager
+def _writing(cache: Path, unfinished: Path | None = None) -> Iterator[None]:
+    """Says what to do where the cache takes no more, and leaves it as full as it was before."""
+    try:
+        yield
+    except OSError as error:
+        if unfinished is not None:
+            unfinished.unlink(missing_ok=True)
+        raise OSError(
+            f"The cache {cache} cannot be written ({error}): make room or name another folder with TEMPERED_CACHE."
+        ) from error
 
 
 def _decoded(

@@ -71,6 +71,6 @@ class TSRD(Images):
         folder = self.root / (self.train if train else self.test)
         rows = read_annotations(table, CLASSES)
         files = photographs(table, rows, folder)
-        entries = [Entry(file, row.box) for file, row in zip(files, rows, strict=True)]
+        entries = [Entry(file, row.box, row.size) for file, row in zip(files, rows, strict=True)]
         images, kept = read_entries(entries, self.size, 3, title=str(folder), broken=self.broken, square=False)
         return images, torch.tensor([row.label for row in rows])[kept]

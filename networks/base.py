@@ -34,6 +34,8 @@ class Facts:
     def __post_init__(self) -> None:
         if self.classes < 2:
             raise ValueError(f"A classifier needs at least 2 classes, the data has {self.classes}.")
+        if self.size < 1:
+            raise ValueError(f"size is that of an image in pixels, at least 1, got {self.size}.")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != self.channels:

@@ -45,7 +45,7 @@ class Shift(Evaluator):
         seed: of that draw.
 
     Raises:
-        ValueError: if a dataset in ``ood`` is called as the test set is.
+        ValueError: if a dataset in ``ood`` is called as the test set is, or two of them would share a file.
     """
 
     def __init__(
@@ -60,6 +60,9 @@ class Shift(Evaluator):
         self.ood = ood or {}
         if TEST_SET in self.ood:
             raise ValueError(f"shift.ood names a dataset '{TEST_SET}', as the test set itself is called: rename it.")
+        files = [_file(name).casefold() for name in self.ood]
+        if twice := [name for name, file in zip(self.ood, files, strict=True) if files.count(file) > 1]:
+            raise ValueError(f"shift.ood's datasets {', '.join(twice)} would share a file of outcomes: rename one.")
         self.classes: dict[str, Tensor] = {}
         self.tables: list[Table] = []
 
@@ -77,6 +80,8 @@ class Shift(Evaluator):
                 data.prepare_data()
             trainer.strategy.barrier()
             self.classes[name] = class_map(pl_module.facts, data.facts, f"shift.ood.{name}")
+            data.setup("test")
+            self.batches(trainer, pl_module, data=data)
         if self.corruptions is not None:
             self.corruptions.kinds(self.batches(trainer, pl_module))
 
@@ -157,9 +162,7 @@ class Shift(Evaluator):
 
     def _foreign(self, trainer: pl.Trainer, pl_module: Any, name: str) -> Iterator[Batch]:
         """This process's share of another dataset's images, with the network's labels."""
-        data = self.ood[name]
-        data.setup("test")
-        return relabelled(self.batches(trainer, pl_module, data=data), self.classes[name])
+        return relabelled(self.batches(trainer, pl_module, data=self.ood[name]), self.classes[name])
 
     def _draw(self, trainer: pl.Trainer, name: str, chart: Callable[..., Path], *given: Any, **named: Any) -> None:
         path = chart(*given, path=self.folder(trainer) / "figures" / "shift" / f"{name}.png", **named)

@@ -211,3 +211,16 @@ def test_as_a_shell_sees_it(tmp_path):
     ended = process("fit", "--config", wrong, "--runs", tmp_path / "runs", TEMPERED_TRACEBACK="1")
     assert ended.status == 2
     assert "trianer" in ended.err.splitlines()[-1]
+
+
+def test_unreadable_test_image_ends_a_fit_before_it_begins(teacher, refused, tmp_path):
+    root = image_folder(tmp_path / "images", 3, 8, 1, test=2)
+    (root / "test" / "1" / "0.png").write_text("no image")
+    data = FOLDER | {"init_args": FOLDER["init_args"] | {"root": str(root)}}
+    refused(*teacher, "--data", write(tmp_path / "data.yaml", data), says=["1 of the 6", "test/1/0.png"])
+
+
+def test_images_without_pixels(teacher, refused, tmp_path):
+    root = image_folder(tmp_path / "images", 3, 8, 1)
+    data = FOLDER | {"init_args": FOLDER["init_args"] | {"root": str(root), "size": 0}}
+    refused(*teacher, "--data", write(tmp_path / "data.yaml", data), says="size is that of an image in pixels")

@@ -48,17 +48,17 @@ def test_as_numpy_reads_it(table) -> None:
     files = np.loadtxt(table, str, delimiter=";", usecols=0)
     found = read_annotations(table, CLASSES)
     assert [a.file for a in found] == files.tolist()
-    assert [(*a.box, a.label) for a in found] == [tuple(row) for row in numbers[:, 2:].tolist()]
+    assert [(*a.size, *a.box, a.label) for a in found] == [tuple(row) for row in numbers.tolist()]
 
 
 def test_published_row(table) -> None:
     table.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())  # some copies begin with a byte order mark
-    assert read_annotations(table, CLASSES) == [Annotation(1, "000_0001.png", (19, 7, 120, 117), 0)]
+    assert read_annotations(table, CLASSES) == [Annotation(1, "000_0001.png", (19, 7, 120, 117), 0, (134, 128))]
 
 
 def test_header(table) -> None:
     table.write_text(f"{GTSRB_HEADER}\n00000_00000.ppm;29;30;5;6;24;25;0\n")
-    assert read_annotations(table, 43, header=True) == [Annotation(2, "00000_00000.ppm", (5, 6, 24, 25), 0)]
+    assert read_annotations(table, 43, header=True) == [Annotation(2, "00000_00000.ppm", (5, 6, 24, 25), 0, (29, 30))]
     with pytest.raises(ValueError, match=r"Annotation\.txt, row 1: width must be a whole number .* got 'Width'"):
         read_annotations(table, 43)
     table.write_text("Filename;Width;Height;ClassId\n00000_00000.ppm;29;30;0\n")

@@ -64,7 +64,8 @@ class TestLayouts:
         assert not folder(tmp_path, split_seed=1).load(False)[0].equal(test)
 
     def test_hidden_and_foreign_files_are_passed_over_and_depth_does_not_matter(self, tmp_path) -> None:
-        fill(tmp_path, {"a": 2, "b": 2, ".ipynb_checkpoints": 1, "a/deeper": 1})
+        fill(tmp_path, {"a": 2, "b": 2, ".ipynb_checkpoints": 1, "a/deeper": 1, "a/.ipynb_checkpoints": 1})
+        (tmp_path / "b" / "extracted.png").mkdir()
         (tmp_path / "a" / "._0000.png").write_text("left by a Mac")
         (tmp_path / "a" / "notes.txt").write_text("not an image")
         data = folder(tmp_path)

@@ -3,6 +3,8 @@
 import errno
 import io
 import os
+import resource
+import signal
 import threading
 from pathlib import Path
 
@@ -278,3 +280,17 @@ class TestTogether:
         assert len(opened) == COUNT
         assert all(images.equal(torch.stack([scaled(number) for number in range(COUNT)])) for images in found)
         assert len(found) == 4
+
+
+def test_a_cache_that_takes_no_more_says_what_to_do_and_keeps_nothing(entries, read, tmp_path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"The cache .*cache cannot be written .*TEMPERED_CACHE"):
+            read(entries)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list((tmp_path / "cache").rglob("images"))
+    assert len(read(entries)[0]) == COUNT

@@ -86,11 +86,12 @@ def test_a_malformed_row_stops_with_its_number(tmp_path) -> None:
         tsrd(tmp_path).setup("test")
 
 
-def test_a_box_outside_the_real_image_is_refused(tmp_path) -> None:
-    """The table says that the photograph is larger than it is."""
+@pytest.mark.parametrize("size", [(6, 6), (20, 12)])
+def test_a_photograph_of_another_size_than_its_box_is_refused(size, tmp_path) -> None:
+    """Photographs that somebody has scaled: their boxes would cut out something else."""
     write_tsrd(tmp_path)
-    Image.new("RGB", (6, 6)).save(tmp_path / "train" / TRAIN[0][0])
-    with pytest.raises(ValueError, match=r"000_0001\.png.*\(3, 1, 7, 5\)"):
+    Image.new("RGB", size).save(tmp_path / "train" / TRAIN[0][0])
+    with pytest.raises(ValueError, match=rf"000_0001\.png: it is \({size[0]}, {size[1]}\) pixels.*of \(10, 6\)"):
         tsrd(tmp_path).setup("fit")
 
 

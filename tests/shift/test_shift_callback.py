@@ -144,6 +144,7 @@ def test_its_config_repeats_it(words, cli, tmp_path):
         ({"images": -1}, "at least 0"),
         ({"ood": {"test set": {"class_path": "datamodules.Digits"}}}, "rename it"),
         ({"ood": {"ring": {"class_path": "datamodules.ToyRing"}}}, "shift.ood.ring has images (2, 1, 1)"),
+        ({"ood": {key: {"class_path": "datamodules.Digits"} for key in ("a b", "A-b")}}, "a b, A-b would share a file"),
     ],
 )
 def test_bad_input_is_one_sentence(words, command, shift, said):
@@ -157,6 +158,16 @@ def test_what_does_not_fit_ends_a_fit_before_it_begins(run, cli, tmp_path):
     shift = write(tmp_path / "shift.yaml", {"ood": {"some": other_digits(tmp_path / "some", "abcdefghij")}})
     with pytest.raises(ValueError, match=r"shift\.ood\.some must hold the network's classes by name, but lacks 0, 1"):
         cli("fit", "--config", run / "config.yaml", "--runs", tmp_path / "runs", "--shift", shift)
+    assert not list((tmp_path / "runs").rglob("*.ckpt"))
+
+
+def test_an_unreadable_other_dataset_ends_a_fit_before_it_begins(run, cli, tmp_path):
+    other = other_digits(tmp_path / "some")
+    next((tmp_path / "some" / "test").rglob("*.png")).write_text("no image")
+    data = write(tmp_path / "data.yaml", other_digits(tmp_path / "own"))
+    shift = write(tmp_path / "shift.yaml", {"ood": {"some": other}})
+    with pytest.raises(ValueError, match=r"1 of the 180 images of .*some"):
+        cli("fit", "--config", run / "config.yaml", "--data", data, "--runs", tmp_path / "runs", "--shift", shift)
     assert not list((tmp_path / "runs").rglob("*.ckpt"))
 
 
