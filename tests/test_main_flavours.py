@@ -226,7 +226,7 @@ def test_images_run_one_batch(config, size, cli, tmp_path):
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(folder))
     words = ["--data", tmp_path / "data.yaml", "--data.batch_size", "2", "--data.eval_batch_size", "4"]
     words += ["--trainer.limit_train_batches", "1", "--trainer.max_epochs", "1", "--suite.images", "4"]
-    words += ["--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"]
+    words += ["--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1", "--interpret.images", "0"]
     name = ["--flavour.name", "RS_tempT_from_FT_tempT", "--train_teacher", "true"]
     ema = yaml.safe_dump({"flavour": {"name": "FT_tempT"}, "trainer": {"max_epochs": 1}})
     words += [f"--model.teacher.override={ema}"]
