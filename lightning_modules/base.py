@@ -186,16 +186,14 @@ class Regime(pl.LightningModule, ABC):
 
     # What Lightning calls
 
-    def configure_model(self) -> None:
-        if self.channels_last and self._trainer is not None and self.trainer.state.fn == "fit":
-            self.network.to(memory_format=torch.channels_last)
-
     def on_train_end(self) -> None:
         # What is evaluated is then, to the last bit, what anybody computes who loads the checkpoint.
         self.network.to(memory_format=torch.contiguous_format)
         self._prepared = None
 
     def on_fit_start(self) -> None:
+        if self.channels_last:
+            self.network.to(memory_format=torch.channels_last)
         for source in self.noise:
             if source.needs_labels and not self.hears_labels:
                 rank_zero_warn(f"{type(source).__name__} changes nothing: here the labels have no word in training.")
