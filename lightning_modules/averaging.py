@@ -11,7 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 # The callback takes no part in a test, and its checkpoint's state in none but the fit that goes on.
 warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks .*'Averaging'")
 
-FACTORIES = ("optimizer", "scheduler")  # of a regime; the average needs none
+FACTORIES = ("optimizer", "scheduler", "_build")  # of a regime; the average needs none
 
 
 class Averaging(WeightAveraging):
