@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from interpret.calibration import BINS, Answers
@@ -118,7 +119,7 @@ def sensitivity_histogram(amplitudes: Mapping[str, np.ndarray], path: Path, of: 
     for number, (name, values) in enumerate(amplitudes.items()):
         places = np.arange(len(NAMES)) + (number - (len(amplitudes) - 1) / 2) * width
         ax.bar(places, 100 * shares(values), width, color=ramp[number], label=f"{name} (n = {len(values)})")
-    ax.set_xticks(range(len(NAMES)), [_power(name) for name in NAMES], fontsize=SMALL - 1)
+    ax.set_xticks(range(len(NAMES)), [bin_label(name) for name in NAMES], fontsize=SMALL - 1)
     for edge in range(1, len(NAMES)):
         ax.axvline(edge - 0.5, color="lightgrey", linewidth=0.6, zorder=0)
     ax.set(xlabel=f"mean absolute entry of an image's Jacobian of the {of}", ylabel="share of the images, %")
@@ -129,7 +130,7 @@ def sensitivity_histogram(amplitudes: Mapping[str, np.ndarray], path: Path, of: 
     return save(figure, path)
 
 
-def _power(name: str) -> str:
+def bin_label(name: str) -> str:
     """The name of a bin with its powers of ten raised, on two lines where it has two ends."""
     ends = [part.replace("1e", "$10^{") + "}$" if "1e" in part else part for part in name.split("..")]
     return " –\n".join(ends)
@@ -146,34 +147,45 @@ def layer_heat_maps(maps: Mapping[str, Mapping[str, Mapping[str, float]]], path:
     """
     across = max(len(layers) for stages in maps.values() for layers in stages.values())
     down = max(map(len, maps.values()))
-    values = [v for stages in maps.values() for layers in stages.values() for v in layers.values() if v > 0]
-    low, high = min(values, default=1e-3), max(values, default=1.0)
-    norm = LogNorm(low, high) if low < high else LogNorm(low / 10, high * 10)
+    norm = gradient_scale(maps)
     cell = 0.55 if across <= NUMBERED else 0.32
     size = (1.0 + (0.9 + cell * across) * len(maps), 1.1 + 0.38 * down)
     figure = Figure(figsize=(max(size[0], 4.0), max(size[1], 2.2)), layout="constrained")
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
     for ax, (title, stages) in zip(axes, maps.items(), strict=True):
-        grid = np.full((len(stages), max(map(len, stages.values()))), np.nan)
-        for row, layers in enumerate(stages.values()):
-            grid[row, : len(layers)] = list(layers.values())
-        shown = ax.imshow(np.where(grid > 0, grid, np.nan), cmap="viridis", norm=norm, aspect="auto")
-        for (row, column), value in np.ndenumerate(grid):
-            if across <= NUMBERED and not np.isnan(value):
-                pale = value == 0 or norm(value) > 0.6
-                text = f"{value:.0e}".replace("e-0", "e-") if value else "0"
-                ax.text(column, row, text, ha="center", va="center", fontsize=6.5, color="black" if pale else "white")
-        ax.set_yticks(range(len(stages)), list(stages), fontsize=SMALL)
-        step = max(1, grid.shape[1] // 8)
-        ax.set_xticks(range(0, grid.shape[1], step), range(1, grid.shape[1] + 1, step), fontsize=SMALL)
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
+        shown = layer_panel(ax, stages, norm, across <= NUMBERED)
         ax.set_title(title, fontsize=SMALL + 1)
         ax.set_xlabel("layer of the stage", fontsize=SMALL)
     bar = figure.colorbar(shown, ax=axes, aspect=12)
     bar.set_label("mean |dL/dW|", fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL - 1)
     return save(figure, path)
+
+
+def gradient_scale(maps: Mapping[str, Mapping[str, Mapping[str, float]]]) -> LogNorm:
+    """A logarithmic scale for all panels of :func:`layer_heat_maps`."""
+    values = [v for stages in maps.values() for layers in stages.values() for v in layers.values() if v > 0]
+    low, high = min(values, default=1e-3), max(values, default=1.0)
+    return LogNorm(low, high) if low < high else LogNorm(low / 10, high * 10)
+
+
+def layer_panel(ax: Axes, stages: Mapping[str, Mapping[str, float]], norm: LogNorm, numbered: bool) -> AxesImage:
+    """One network's panel of :func:`layer_heat_maps`, without title; with its numbers where that is asked for."""
+    grid = np.full((len(stages), max(map(len, stages.values()))), np.nan)
+    for row, layers in enumerate(stages.values()):
+        grid[row, : len(layers)] = list(layers.values())
+    shown = ax.imshow(np.where(grid > 0, grid, np.nan), cmap="viridis", norm=norm, aspect="auto")
+    for (row, column), value in np.ndenumerate(grid):
+        if numbered and not np.isnan(value):
+            pale = value == 0 or norm(value) > 0.6
+            text = f"{value:.0e}".replace("e-0", "e-") if value else "0"
+            ax.text(column, row, text, ha="center", va="center", fontsize=SMALL - 1, color="black" if pale else "white")
+    ax.set_yticks(range(len(stages)), list(stages), fontsize=SMALL)
+    step = max(1, grid.shape[1] // 8)
+    ax.set_xticks(range(0, grid.shape[1], step), [str(n) for n in range(1, grid.shape[1] + 1, step)], fontsize=SMALL)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return shown
 
 
 def _clean(*axes: Axes) -> None:

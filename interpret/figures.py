@@ -102,12 +102,26 @@ def model_row(
     Returns:
         The file's path; None for points in the plane.
     """
+    figure = model_figure(image, maps, facts, absolute=absolute, title=title)
+    return None if figure is None else save(figure, path)
+
+
+def model_figure(
+    image: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    facts: Facts,
+    *,
+    absolute: bool = True,
+    title: str = "",
+    across: int = ACROSS,
+) -> Figure | None:
+    """The figure of :func:`model_row`, the image first, then the maps in their order, so many side by side."""
     if not _drawable(facts):
         return None
     drawn = {name: _unit(values[None], absolute)[0] for name, values in maps.items()}
     limit = _limit(np.stack(list(drawn.values())))
-    names = {name: _wrapped(name) for name in drawn}
-    across = min(ACROSS, len(drawn) + 1)
+    names = {name: wrapped(name) for name in drawn}
+    across = min(across, len(drawn) + 1)
     down = -(-(len(drawn) + 1) // across)
     lines = max(name.count("\n") + 1 for name in names.values())
     height = (1.3 + 0.14 * lines) * down + 0.3 * bool(title)
@@ -122,7 +136,7 @@ def model_row(
         ax.set_axis_off()
     _bar(figure, shown, axes, absolute)
     figure.suptitle(title, fontsize=10)
-    return save(figure, path)
+    return figure
 
 
 def attack_pair(
@@ -149,15 +163,27 @@ def attack_pair(
     Returns:
         The file's path; None for points in the plane.
     """
+    figure = attack_figure(image, clean, examples, label, facts)
+    return None if figure is None else save(figure, path)
+
+
+def attack_figure(
+    image: np.ndarray,
+    clean: np.ndarray,
+    examples: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    label: int,
+    facts: Facts,
+) -> Figure | None:
+    """The figure of :func:`attack_pair`."""
     if not _drawable(facts):
         return None
     deltas = {name: x_adv - image for name, (x_adv, _) in examples.items()}
     reach = max(float(np.abs(delta).max()) for delta in deltas.values()) or 1.0
-    figure = Figure(figsize=(5.4, 1.95 * len(examples) + 0.1), layout="constrained")
+    figure = Figure(figsize=(5.4, 1.92 * len(examples) + 0.42), layout="constrained")
     axes = figure.subplots(len(examples), 3, squeeze=False)
     for row, (name, (x_adv, found)) in enumerate(examples.items()):
         _image(axes[row, 0], image, facts)
-        axes[row, 0].set_ylabel(_wrapped(name), fontsize=SMALL + 1)
+        axes[row, 0].set_ylabel(wrapped(name), fontsize=SMALL + 1)
         grey = 0.5 + deltas[name] / (2 * reach)
         axes[row, 1].imshow(grey.transpose(1, 2, 0).clip(0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
         axes[row, 1].set(xticks=[], yticks=[])
@@ -166,11 +192,11 @@ def attack_pair(
         _image(axes[row, 2], x_adv, facts)
         for ax, values in ((axes[row, 0], clean), (axes[row, 2], found)):
             predicted = int(values.argmax())
-            said = f"{class_name(predicted, facts)}, p = {_probability(float(values[predicted]))}"
+            said = f"{class_name(predicted, facts)}, p = {probability(float(values[predicted]))}"
             ax.set_title(said, fontsize=SMALL, pad=3, color="black" if predicted == label else WRONG)
     for ax, name in zip(axes[-1], ("image", f"perturbation\n(grey 0, white {reach:.3g})", "example"), strict=True):
         ax.set_xlabel(name, fontsize=SMALL)
-    return save(figure, path)
+    return figure
 
 
 def _drawable(facts: Facts) -> bool:
@@ -188,7 +214,7 @@ def literal(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _probability(p: float) -> str:
+def probability(p: float) -> str:
     """Two digits, but never 1.00 of what is not 1 to float32's precision."""
     return f"{p:.2f}" if p < 0.995 else f"1 - {1 - p:.0e}".replace("e-0", "e-") if p < 1 - 1e-7 else "1"
 
@@ -226,7 +252,7 @@ def _bar(figure: Figure, shown: AxesImage, axes: np.ndarray, absolute: bool) -> 
     bar.ax.tick_params(labelsize=SMALL - 1)
 
 
-def _wrapped(name: str, width: int = 17) -> str:
+def wrapped(name: str, width: int = 17) -> str:
     """A name in short lines, broken at spaces and, where it has none, behind underscores."""
     lines = [""]
     for word in name.replace("_from_", " from ").split(" "):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -96,6 +97,30 @@ def attack_picture(
         facts: the dataset's.
         path: of the picture.
     """
+    found = attacked(model, x, y, index, attacks, seed)
+    return attack_pair(found.image, found.clean, found.examples, found.label, facts, path)
+
+
+class Attacked(NamedTuple):
+    """One image and what attacks make of it.
+
+    Attributes:
+        image: as it is, (C, H, W).
+        clean: probabilities of its classes, (classes,).
+        examples: adversarial image (C, H, W) and its classes' probabilities, by the attack's name.
+        label: the image's class.
+    """
+
+    image: np.ndarray
+    clean: np.ndarray
+    examples: dict[str, tuple[np.ndarray, np.ndarray]]
+    label: int
+
+
+def attacked(
+    model: nn.Module, x: Tensor, y: Tensor, index: Tensor, attacks: Mapping[str, Attack], seed: int
+) -> Attacked:
+    """What :func:`attack_picture` draws, whose arguments it takes."""
 
     def probabilities(x: Tensor) -> Tensor:
         with crafting(model), torch.no_grad():
@@ -108,5 +133,4 @@ def attack_picture(
     for name, attack in attacks.items():
         x_adv = attack(model, x, y, Draws(index, seed))
         examples[name] = (x_adv[0].cpu().numpy(), probabilities(x_adv)[0].cpu().numpy())
-    clean = probabilities(x)[0].cpu().numpy()
-    return attack_pair(x[0].cpu().numpy(), clean, examples, int(y), facts, path)
+    return Attacked(x[0].cpu().numpy(), probabilities(x)[0].cpu().numpy(), examples, int(y))

@@ -69,26 +69,50 @@ def decision_maps(
                 ax.spines[:].set_visible(False)
                 continue
             network = networks[title]
-            found = decision_map(network, bounds, size)
-            pure = colours(found.shape[-1])
-            extent = (*bounds, *bounds)
-            ax.imshow(mixed(found), origin="lower", extent=extent, interpolation="nearest")
-            ax.set_xticks([*bounds], [f"{end:g}" for end in bounds], fontsize=SMALL - 2)
-            ax.set_yticks([*bounds], [f"{end:g}" for end in bounds], fontsize=SMALL - 2)
-            ax.tick_params(length=2, pad=1)
-            _borders(ax, found.argmax(-1), bounds)
+            pure = panel(ax, network, bounds, points=points, labels=labels, eps=eps, size=size)
             ax.set_title(title, fontsize=SMALL + 1, pad=3)
             if points is not None:
-                if eps is not None:
-                    _boxes(ax, points, eps, crossed(network, points, eps, bounds))
-                _scatter(ax, points, np.asarray(labels), pure)
                 hard = hardness(network, points)
                 ax.set_xlabel(
                     f"mean p {hard.mean:.3f}; p > 0.99: {100 * hard.share:.0f} %", fontsize=SMALL - 1, labelpad=1
                 )
     figure.align_ylabels(axes[:, 0])
-    _legend(figure, pure, names, points is not None, eps)
+    _legend(figure, legend_handles(pure, names, points is not None, eps))
     return save(figure, path)
+
+
+def panel(
+    ax: Axes,
+    network: nn.Module,
+    bounds: tuple[float, float],
+    *,
+    points: Tensor | None = None,
+    labels: Sequence[int] | np.ndarray | Tensor = (),
+    eps: float | None = None,
+    size: int = 300,
+    rounded: bool = False,
+) -> np.ndarray:
+    """Draws what one network decides, as :func:`decision_maps` does, which says what the arguments are.
+
+    Args:
+        rounded: draw the predicted class alone, without its probability (001, figure 19).
+
+    Returns:
+        the classes' pure colours, (classes, 3).
+    """
+    found = decision_map(network, bounds, size)
+    pure = colours(found.shape[-1])
+    shown = pure[found.argmax(-1)] if rounded else mixed(found)
+    ax.imshow(shown, origin="lower", extent=(*bounds, *bounds), interpolation="nearest")
+    ax.set_xticks([*bounds], [f"{end:g}" for end in bounds], fontsize=SMALL - 2)
+    ax.set_yticks([*bounds], [f"{end:g}" for end in bounds], fontsize=SMALL - 2)
+    ax.tick_params(length=2, pad=1)
+    _borders(ax, found.argmax(-1), bounds)
+    if points is not None:
+        if eps is not None:
+            _boxes(ax, points, eps, crossed(network, points, eps, bounds))
+        _scatter(ax, points, np.asarray(labels), pure)
+    return pure
 
 
 def _borders(ax: Axes, predicted: np.ndarray, bounds: tuple[float, float]) -> None:
@@ -116,7 +140,8 @@ def _scatter(ax: Axes, points: Tensor, labels: np.ndarray, pure: np.ndarray) -> 
         ax.scatter(x, y, size, marker=MARKERS[c % len(MARKERS)], **style)
 
 
-def _legend(figure: Figure, pure: np.ndarray, names: Sequence[str], dots: bool, eps: float | None) -> None:
+def legend_handles(pure: np.ndarray, names: Sequence[str], dots: bool, eps: float | None) -> list[Line2D | Rectangle]:
+    """What a legend says of the classes' colours, of their marks where points are drawn, and of boxes."""
     handles: list[Line2D | Rectangle] = []
     for c, colour in enumerate(pure):
         mark: dict[str, Any] = {"marker": MARKERS[c % len(MARKERS)]} if dots else {}
@@ -126,6 +151,10 @@ def _legend(figure: Figure, pure: np.ndarray, names: Sequence[str], dots: bool, 
     if eps is not None:
         name = f"box ±{eps:g}, two classes"
         handles.append(Rectangle((0, 0), 1, 1, facecolor="none", edgecolor="black", label=name))
+    return handles
+
+
+def _legend(figure: Figure, handles: Sequence[Line2D | Rectangle]) -> None:
     width, height = figure.get_size_inches()
     columns = max(
         1, min(len(handles), int(width / (0.65 + 0.065 * max(len(str(each.get_label())) for each in handles))))

@@ -31,9 +31,10 @@ SHARED = (
 # What does not change the weights of a trained teacher, and so is no part of its identity.
 SHOWN = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "default_root_dir", "profiler")
 IRRELEVANT = ("name", "runs", "wandb", "suite", "interpret", "shift", "train_teacher", "ckpt_path", "config", "flavour")
-# Variables by which launchers tell a process its place; a teacher's fit is a run of its own.
+# Variables by which launchers and W&B's agents tell a process its place; a teacher's fit is a run of its own.
 LAUNCHERS = re.compile(
-    r"((LOCAL_|GROUP_|NODE_|ROLE_)?RANK|(LOCAL_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(SLURM|TORCHELASTIC)_.*)"
+    r"(LOCAL_|GROUP_|NODE_|ROLE_)?RANK|(LOCAL_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(SLURM|TORCHELASTIC)_.*"
+    r"|WANDB_(NAME|NOTES|JOB_TYPE|RUN_ID|RESUME|SWEEP_.*)"
 )
 # Told to a teacher's process: its run's folder, and the lock that it holds while it trains.
 RUN_FOLDER = "TEMPERED_RUN_FOLDER"

@@ -28,6 +28,8 @@ from networks.counts import multiply_adds, parameters
 
 PACKAGES = ("tempered", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "jsonargparse", "numpy")
 METRICS = "metrics.csv"
+PROJECT = "tempered"  # of W&B
+PANELS = {"loss": ("train/loss", "val/loss"), "accuracy": ("val/acc", "val/robust_acc")}  # of the picture of a fit
 
 
 def new_folder(runs: Path, name: str, subcommand: str) -> Path:
@@ -52,8 +54,18 @@ def new_folder(runs: Path, name: str, subcommand: str) -> Path:
     return folder
 
 
+def wandb_mode(client: Any) -> str:
+    """How W&B is used: what ``WANDB_MODE`` says, else online where this machine is logged in; it asks nobody."""
+    asked = os.environ.get("WANDB_MODE", "online")
+    return asked if asked != "online" or client.login(prompt=False, verify=False) else "offline"
+
+
 def loggers(folder: Path, name: str, wandb: bool) -> list[Logger]:
-    """CSV always; W&B online where this machine is logged in, offline otherwise, never asking."""
+    """CSV always; W&B online where this machine is logged in, offline otherwise, never asking.
+
+    ``WANDB_NAME`` and ``WANDB_JOB_TYPE`` are those of this run: W&B itself reads them once in a process. Its config
+    tells the seed, and as ``experiment`` the name without the seed that a study writes behind it: what seeds share.
+    """
     earlier = folder / METRICS
     if earlier.exists():
         # Lightning's logger deletes the file of the fit that is being resumed.
@@ -66,10 +78,18 @@ def loggers(folder: Path, name: str, wandb: bool) -> list[Logger]:
         except ImportError:
             rank_zero_info("W&B is not installed: this run logs to CSV only (pip install wandb, or --wandb false).")
         else:
-            online = os.environ.get("WANDB_MODE") != "offline" and client.login(prompt=False, verify=False)
-            mode = "online" if online else "offline"
-            quiet = client.Settings(quiet=True)
-            chosen.append(WandbLogger(f"{name}/{folder.name}", folder, project="tempered", mode=mode, settings=quiet))
+            given = os.environ.get("WANDB_NAME", "")
+            experiment = given.rpartition(" #")[0] or given or name
+            logger = WandbLogger(
+                given or f"{name}/{folder.name}",
+                folder,
+                project=PROJECT,
+                job_type=os.environ.get("WANDB_JOB_TYPE"),
+                config={"experiment": experiment, "seed": int(os.environ.get("PL_GLOBAL_SEED", 0))},
+                mode=wandb_mode(client),
+                settings=client.Settings(quiet=True),
+            )
+            chosen.append(logger)
     return chosen
 
 
@@ -183,18 +203,11 @@ class RunFolder(BasePredictionWriter):
 
 def loss_curves(folder: Path) -> Path | None:
     """Draws losses and accuracies by epoch from a run's ``metrics*.csv``; None where no epoch was finished."""
-    files = [*sorted(folder.glob("metrics-*.csv")), folder / METRICS]
-    curves: dict[str, dict[int, float]] = {}
-    for file in filter(Path.exists, files):
-        for row in pyarrow.csv.read_csv(file).to_pylist():
-            for key, value in row.items():
-                if value is not None and key not in ("epoch", "step") and not key.endswith("_step"):
-                    curves.setdefault(key, {})[row["epoch"]] = value
-    panels = {"loss": ("train/loss", "val/loss"), "accuracy": ("val/acc", "val/robust_acc")}
-    if not any(key in curves for keys in panels.values() for key in keys):
+    curves = by_epoch(folder)
+    if not any(key in curves for keys in PANELS.values() for key in keys):
         return None
     figure = Figure(figsize=(8, 3), layout="constrained")
-    for ax, (title, keys) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+    for ax, (title, keys) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
         for key, style in zip(keys, ("-", "--"), strict=True):
             if key in curves:
                 ax.plot(list(curves[key]), list(curves[key].values()), style, marker=".", label=key)
@@ -205,3 +218,15 @@ def loss_curves(folder: Path) -> Path | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path
+
+
+def by_epoch(folder: Path) -> dict[str, dict[int, float]]:
+    """What a run's ``metrics*.csv`` say of every metric by epoch; of a fit that was resumed, in all its parts."""
+    files = [*sorted(folder.glob("metrics-*.csv")), folder / METRICS]
+    curves: dict[str, dict[int, float]] = {}
+    for file in filter(Path.exists, files):
+        for row in pyarrow.csv.read_csv(file).to_pylist():
+            for key, value in row.items():
+                if value is not None and key not in ("epoch", "step") and not key.endswith("_step"):
+                    curves.setdefault(key, {})[row["epoch"]] = value
+    return curves

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from attacks.records import Record
 from interpret.decision import PALETTE
@@ -53,11 +55,7 @@ def _heat_map(
 ) -> Path:
     figure = Figure(figsize=(5.2, 1.5 + 0.235 * len(values)), layout="constrained")
     ax = figure.subplots()
-    shown = ax.imshow(values, cmap=colours, norm=norm, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        red, green, blue, _ = shown.to_rgba(value)
-        ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-        ax.text(column, row, form.format(value), ha="center", va="center", fontsize=SMALL - 1, color=ink)
+    shown = numbered(ax, values, colours, norm, form)
     ax.set_xticks(range(values.shape[1]), ["clean", *map(str, found.severities)], fontsize=SMALL)
     ax.set_yticks(range(len(values)), [kind.replace("_", " ") for kind in found.kinds], fontsize=SMALL)
     extras = len(found.counted) < len(found.kinds)
@@ -65,13 +63,32 @@ def _heat_map(
     ax.axvline(0.5, color="white", linewidth=3)
     if extras:
         ax.axhline(len(found.counted) - 0.5, color="white", linewidth=3)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
     ax.set_title(f"{title} on {found.source} (n = {len(found.clean.index)})", fontsize=SMALL + 1)
     bar = figure.colorbar(shown, ax=ax, aspect=25)
     bar.set_label(label, fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL - 1)
     return save(figure, path)
+
+
+def numbered(ax: Axes, values: np.ndarray, colours: str | Colormap, norm: Normalize, form: str) -> AxesImage:
+    """Draws a matrix as a heat map with its numbers; of NaN, nothing.
+
+    Args:
+        ax: where.
+        values: (rows, columns).
+        colours: the colour map.
+        norm: its scale.
+        form: of a number, such as ``{:.0f}``.
+    """
+    shown = ax.imshow(values, cmap=colours, norm=norm, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            red, green, blue, _ = shown.to_rgba(value)
+            ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+            ax.text(column, row, form.format(value), ha="center", va="center", fontsize=SMALL - 1, color=ink)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return shown
 
 
 def severity_curves(found: Mapping[str, Corrupted], records: Mapping[str, Sequence[Record]], path: Path) -> Path:

@@ -5,7 +5,6 @@ differs. Figures are those of the last weights, so that no choice of a checkpoin
 FOLDER`` (one folder of images per digit) the omitted digit is tried on MNIST too, by the configs of paper 003.
 """
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,14 @@ import yaml
 from rich.table import Table
 
 from studies.arms import STEPS, Arm, config, pgd, threat, wrn
-from studies.runs import existing, fit, half_width, last, parser_of, read, show, side_by_side, spread
+from studies.runs import existing, fit, last, parser_of, read, show, side_by_side, spread
+from studies.stats import MARGIN, over_seeds, verdict
 
 EPS = 0.1
 ATTACK = {"class_path": "attacks.PGD", "init_args": {"steps": 20, "restarts": 5}}
 SUITE = {"threat": {"norm": "linf", "eps": EPS}, "attacks": [ATTACK], "teacher": False}
 PGD = "PGD"  # as the table calls it
 MNIST_KD, MNIST_LABELS = "MNIST: KD without 2", "MNIST: labels without 2"
-MARGIN = 0.5  # percentage points by which "no lower" and "no higher" may be off
 
 
 def noise(kind: str, **options: Any) -> list[dict[str, Any]]:
@@ -64,10 +63,6 @@ def arms() -> dict[str, Arm]:
     return found
 
 
-# What is claimed of a difference: on which side of which bound it lies.
-SIDES = {"higher": (1, 0.0), "no lower": (1, -MARGIN), "no higher": (-1, MARGIN), "lower": (-1, 0.0)}
-
-
 @dataclass(frozen=True)
 class Claim:
     """That a figure of one arm is higher than, lower than, or at least about as high as that of another."""
@@ -80,10 +75,7 @@ class Claim:
 
     def verdict(self, differences: Sequence[float]) -> str:
         """Whether the 95 % interval of the mean difference (Student's t over the seeds) lies on the claimed side."""
-        side, bound = SIDES[self.claimed]
-        half = half_width(differences)
-        ahead = side * (statistics.mean(differences) - bound)
-        return "holds" if ahead > half else "does not hold" if ahead < -half else "undecided"
+        return verdict(over_seeds(differences), self.claimed, MARGIN)
 
 
 def claims(mnist: bool) -> list[Claim]:

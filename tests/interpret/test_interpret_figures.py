@@ -1,18 +1,15 @@
 """Every picture of the package is written, holds all its text inside, and leaves no state of pyplot behind."""
 
-from itertools import combinations
-
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from matplotlib import _pylab_helpers
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from figure_helpers import assert_placed
 from torch import nn
 
 from interpret.calibration import Answers
 from interpret.charts import layer_heat_maps, reliability_diagrams, sensitivity_histogram, violins
-from interpret.figures import _probability, _unit, _wrapped, attack_pair, attribution_grid, model_row
+from interpret.figures import _unit, attack_pair, attribution_grid, model_row, probability, wrapped
 from interpret.plane import decision_maps
 from networks import Facts
 
@@ -23,36 +20,10 @@ RNG = np.random.default_rng(0)
 FLAVOURS = ["FT_temp1", "FT_tempT", *(f"{s}S_tempT_from_{t}T_temp{u}" for s in "FR" for t in "FR" for u in "1T")]
 
 
-def texts(figure):
-    """Every text that a figure shows, and where it is, in pixels."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    shown = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
-    if figure._suptitle is not None:
-        shown.append(figure._suptitle)
-    for ax in figure.axes:
-        if ax.axison:
-            # An axis holds more ticks than it draws.
-            ticks = [tick for axis in (ax.xaxis, ax.yaxis) for tick in axis._update_ticks()]
-            shown += [label for tick in ticks for label in (tick.label1, tick.label2)]
-            shown += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
-    found = dict.fromkeys(text for text in shown if text.get_visible() and text.get_text().strip())
-    return [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in found]
-
-
 def assert_readable(figure, path):
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 5_000
-    assert not _pylab_helpers.Gcf.figs
-    width, height = figure.bbox.width, figure.bbox.height
-    found = texts(figure)
-    for text, box in found:
-        assert min(box.x0, box.y0) > -2, f"{text!r} is cut off"
-        assert box.x1 < width + 2, f"{text!r} is cut off"
-        assert box.y1 < height + 2, f"{text!r} is cut off"
-    for (one, here), (other, there) in combinations(found, 2):
-        overlap = min(here.x1, there.x1) - max(here.x0, there.x0), min(here.y1, there.y1) - max(here.y0, there.y0)
-        assert min(overlap) < 2, f"{one!r} lies on {other!r}"
+    assert_placed(figure)
 
 
 def maps(count, facts, scale=1.0):
@@ -149,14 +120,14 @@ def test_points_are_no_pictures(tmp_path):
 
 
 def test_long_names_break_where_they_may():
-    assert _wrapped("FS_tempT_from_FT_tempT") == "FS_tempT from\nFT_tempT"
-    assert _wrapped("teacher") == "teacher"
-    assert _wrapped("one_very_long_name_of_a_network").replace("\n", "") == "one_very_long_name_of_a_network"
-    assert max(map(len, _wrapped("a student without its teacher, T = 40").split("\n"))) <= 17
+    assert wrapped("FS_tempT_from_FT_tempT") == "FS_tempT from\nFT_tempT"
+    assert wrapped("teacher") == "teacher"
+    assert wrapped("one_very_long_name_of_a_network").replace("\n", "") == "one_very_long_name_of_a_network"
+    assert max(map(len, wrapped("a student without its teacher, T = 40").split("\n"))) <= 17
 
 
 def test_only_certainty_is_called_1():
-    assert [_probability(p) for p in (0.5, 0.994, 1 - 2e-3, 1 - 3e-6, 1.0)] == [
+    assert [probability(p) for p in (0.5, 0.994, 1 - 2e-3, 1 - 3e-6, 1.0)] == [
         "0.50",
         "0.99",
         "1 - 2e-3",

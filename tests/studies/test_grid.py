@@ -1,0 +1,136 @@
+"""Grid files: what they spell out, and what they are refused for."""
+
+import re
+from itertools import product
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from studies.grid import filled, find, places, read
+
+CONFIG = "configs/flavours_ring.yaml"
+GRID = {
+    "title": "A grid",
+    "seeds": [0, 1],
+    "axes": {"T": [10, 40], "size": ["small", "large"]},
+    "runs": [
+        {"name": "teacher", "config": CONFIG, "seeds": [0]},
+        {
+            "name": "{size} at {T}",
+            "config": [CONFIG, "configs/wrn16.yaml"],
+            "set": {"model.temperature": "{T}", "data.batch_size": 32, "trainer.callbacks": [{"at": "{T}"}]},
+            "teacher": "teacher",
+            "except": [{"size": "small", "T": 40}],
+        },
+    ],
+    "judge": {"attacks": {"set": {"suite": "configs/suite/digits.yaml"}}, "others": {}},
+    "recipes": {
+        "quick": {
+            "seeds": [7],
+            "axes": {"T": [10]},
+            "set": {"trainer.max_epochs": 1},
+            "only": ["{size}*", "teacher"],
+            "runs": {"{size}*": {"set": {"model.temperature": 3}}},
+            "judge": {"attacks": {"set": {"suite.images": 5}}},
+        }
+    },
+}
+
+
+@pytest.fixture
+def written(tmp_path):
+    def of(**changes):
+        path = tmp_path / "grid.yaml"
+        path.write_text(yaml.safe_dump({**GRID, **changes}, sort_keys=False))
+        return path
+
+    return of
+
+
+def changed_run(**changes):
+    """The grid's runs, with the second one changed."""
+    return {"runs": [GRID["runs"][0], {**GRID["runs"][1], **changes}]}
+
+
+def test_a_grid_is_crossed_over_the_axes_that_names_hold(written):
+    study = read(written())
+    assert sorted(cell.id for cell in study.cells) == sorted(
+        [
+            "teacher #0",
+            *(f"{name} #{seed}" for name in ("small at 10", "large at 10", "large at 40") for seed in (0, 1)),
+        ]
+    )
+    cell = next(cell for cell in study.cells if cell.id == "large at 40 #1")
+    assert cell.axes == {"T": 40, "size": "large"}
+    assert cell.teacher == "teacher"
+    assert cell.asked.configs == (CONFIG, "configs/wrn16.yaml")
+    # A template that is nothing but an axis becomes its value, not its text.
+    assert cell.asked.options == {"model.temperature": 40, "data.batch_size": 32, "trainer.callbacks": [{"at": 40}]}
+    assert list(cell.judgings) == ["attacks", "others"]
+
+
+def test_words_are_those_of_the_command_line(written):
+    cell = next(cell for cell in read(written()).cells if cell.name == "large at 10")
+    *rest, option, value = cell.asked.words()
+    files = ["--config", CONFIG, "--config", "configs/wrn16.yaml"]
+    assert rest == [*files, "--model.temperature", "10", "--data.batch_size", "32"]
+    assert (option, yaml.safe_load(value)) == ("--trainer.callbacks", [{"at": 10}])
+
+
+def test_a_recipe_says_what_is_otherwise(written):
+    study = read(written(), "quick")
+    assert {cell.id for cell in study.cells} == {"teacher #0", "small at 10 #7", "large at 10 #7"}
+    cell = study.cells[-1]
+    assert cell.asked.options["model.temperature"] == 3  # what a recipe says of a run is behind what it says of all
+    assert cell.asked.options["trainer.max_epochs"] == 1
+    assert cell.judgings["attacks"].options == {"suite": "configs/suite/digits.yaml", "suite.images": 5}
+    assert read(written(), "paper").cells[-1].judgings["attacks"].options == {"suite": "configs/suite/digits.yaml"}
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True)))
+def test_places_are_the_product_of_the_named_axes(axes):
+    template = " ".join(f"{{{name}}}" for name in axes)
+    found = list(places(template, {**axes, "unnamed": [1, 2]}))
+    assert found == [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    assert {filled(template, place, "here") for place in found} == (
+        {" ".join(map(str, values)) for values in product(*axes.values())}
+        if len(axes) != 1
+        else {place[next(iter(axes))] for place in found}
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"runs": []}, "needs a list under runs"),
+        ({"colour": 1}, "no 'colour'"),
+        ({"seeds": [0], "runs": [*GRID["runs"], GRID["runs"][0]]}, "two runs 'teacher #0'"),
+        (changed_run(teacher="nobody"), "teacher 'nobody', which is no run"),
+        (changed_run(config="configs/nothing.yaml"), "needs the config configs/nothing.yaml"),
+        (changed_run(name="{depth}"), "names an axis depth"),
+        (changed_run(judge=["taste"]), "judged by 'taste', the grid has attacks, others"),
+        (changed_run(colour=1), "run '{size} at {T}' has no 'colour'"),
+        (changed_run(set=[1]), "set maps options to values"),
+        (changed_run(set={"flavour.name": "FT_tempX"}), "none of the 20 flavours"),
+        ({"runs": [{"name": "a"}]}, "'a' names no config"),
+        ({"checkpoint": "first"}, "best or last, got 'first'"),
+        ({"threads": 0}, "threads must be an integer of at least 1, got 0"),
+        ({"recipes": {"long": {}}}, "no 'long'"),
+    ],
+)
+def test_what_is_no_grid_is_refused(written, changes, said):
+    with pytest.raises((ValueError, OSError), match=re.escape(said)):
+        read(written(**changes))
+
+
+def test_what_there_is_not_is_named(tmp_path, written):
+    with pytest.raises(FileNotFoundError, match=r"no study nonsense: .*flavours_toy"):
+        find("nonsense")
+    with pytest.raises(ValueError, match="no recipe short: there are paper, quick"):
+        read(written(), "short")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    with pytest.raises(ValueError, match="is no YAML"):
+        read(broken)
