@@ -7,15 +7,18 @@ finaliser of SplitMix64 (Steele, Lea & Flood 2014), applied to a counter: intege
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+WORD = (1 << 64) - 1
+
 
 def _signed(value: int) -> int:
     """The two's-complement reading of a 64-bit word: torch has no unsigned 64-bit arithmetic."""
-    value %= 1 << 64
-    return value - (1 << 64) if value >= 1 << 63 else value
+    value &= WORD
+    return value - (1 << 64) if value >> 63 else value
 
 
 GOLDEN = _signed(0x9E3779B97F4A7C15)
@@ -28,6 +31,13 @@ def _mix(z: Tensor) -> Tensor:
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * MIX_1
     z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * MIX_2
     return z ^ ((z >> 31) & ((1 << 33) - 1))
+
+
+def _mix_word(z: int) -> int:
+    """The same of one unsigned word, for which a tensor's operations would take far longer than its arithmetic."""
+    z = ((z ^ (z >> 30)) * MIX_1) & WORD
+    z = ((z ^ (z >> 27)) * MIX_2) & WORD
+    return z ^ (z >> 31)
 
 
 def hashed(x: Tensor) -> Tensor:
@@ -53,11 +63,15 @@ class Draws:
     def __init__(self, index: Tensor, seed: int | Sequence[int] = 0) -> None:
         self.index = index.long()
         self.seeds = (seed,) if isinstance(seed, int) else tuple(seed)
-        word = torch.zeros((), dtype=torch.int64)
-        for part in self.seeds:
-            word = _mix(word + _signed(part) + GOLDEN)
-        self._keys = _mix(_mix(self.index * GOLDEN + GOLDEN) + int(word))
         self._drawn = 0
+
+    @cached_property
+    def _keys(self) -> Tensor:
+        """A word for each image, mixed from its index and the seeds; not every stream is ever drawn from."""
+        word = 0
+        for part in self.seeds:
+            word = _mix_word((word + part + GOLDEN) & WORD)
+        return _mix(_mix(self.index * GOLDEN + GOLDEN) + _signed(word))
 
     @classmethod
     def fresh(cls, count: int, device: torch.device) -> "Draws":

@@ -46,16 +46,22 @@ class Prepared:
         if not any(isinstance(module, CONVOLUTIONS) for module in model.modules()):
             return
         try:
-            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            with torch.no_grad():
                 traced, folded = _folded(copy.deepcopy(model).eval())
                 traced.requires_grad_(False).to(memory_format=torch.channels_last)
-                with crafting(model), torch.no_grad():
-                    expected = model(x)
-                given = traced(x)
+                answers = _answers(model, traced, x)
         except Exception:  # an arbitrary module may fail to be copied or traced in any way, and is then used as it is
             return
-        if torch.allclose(given, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().amax())):
+        if _close(*answers):
             self.network, self.folded = traced, folded
+
+    def agrees(self, x: Tensor) -> bool:
+        """Whether the copy still is the same function: a model has more than its weights, which alone it follows.
+
+        Args:
+            x: images to compare the logits on.
+        """
+        return self.network is self.model or _close(*_answers(self.model, self.follow(), x))
 
     @torch.no_grad()
     def follow(self) -> nn.Module:
@@ -71,6 +77,48 @@ class Prepared:
         for name, tensor in mine.items():
             tensor.copy_(now[name])
         return self.network
+
+
+class StandIn:
+    """A model in training, as an attack is to see it: its :class:`Prepared` copy, or itself where nothing is folded.
+
+    Args:
+        compiled: let torch compile the copy, a graph for every size of batch: one for any size would be slower.
+    """
+
+    def __init__(self, compiled: bool = False) -> None:
+        self.compiled = compiled
+        self._prepared: Prepared | None = None
+        self._compared = False
+
+    def compare(self) -> None:
+        """Has the copy compared with the model when it is next asked for, and made anew where they differ.
+
+        A copy keeps from its making what a model has besides weights, such as a constant that somebody changes.
+        """
+        self._compared = False
+
+    def __call__(self, model: nn.Module, x: Tensor) -> nn.Module:
+        """The copy with the model's weights, or the model; the first of the images are what they are compared on."""
+        held = self._prepared
+        if held is None or held.model is not model or not (self._compared or held.agrees(x[:2])):
+            held = self._prepared = Prepared(model, x[:2])
+            if self.compiled and held.folded:
+                held.network.compile(dynamic=False)
+        self._compared = True
+        return held.follow() if held.folded else model
+
+
+def _answers(model: nn.Module, network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of a model and of its copy, in float32; neither is compiled for the sake of a few images."""
+    autocast = torch.autocast(x.device.type, enabled=False)
+    with crafting(model), torch.no_grad(), autocast, torch.compiler.set_stance("force_eager"):
+        return model(x), network(x)
+
+
+def _close(expected: Tensor, given: Tensor) -> bool:
+    """Whether logits are the same but for rounding."""
+    return torch.allclose(given, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().amax()))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -17,9 +17,11 @@ from benchmarks.released import STEPS as RELEASED
 from datamodules import Batch
 from lightning_modules import ARD, TRADES, AdversarialTraining, Distillation, FastARD, Regime, TeacherSource
 from networks import DefensiveCNN, Facts, MobileNetV2, ResNet18, WideResNet
+from networks.mobilenet import FullPrecision
 
 FACTS = Facts(classes=10, channels=3, size=32, mean=(0.5,) * 3, std=(0.25,) * 3)
 METHODS = tuple(RELEASED)
+WORKERS = 4  # of the released way's loader beside a GPU, which has them make its batches meanwhile
 PAIRS: dict[str, tuple[str, Callable[[Facts], nn.Module], Callable[[Facts], nn.Module]]] = {
     "wrn": ("WRN-40-2 → WRN-16-2", partial(WideResNet, depth=40, width=2), partial(WideResNet, depth=16, width=2)),
     "resnet18": ("ResNet-18 → ResNet-18", ResNet18, ResNet18),
@@ -62,7 +64,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Options:
-    """Which of our optimisations are on; as they stand, all but the lower precision.
+    """Which of our optimisations are on; as they stand, all that a fit has by default.
 
     Attributes:
         precision: ``32``, or ``bf16`` for autocast, as ``--trainer.precision bf16-mixed`` has it.
@@ -70,6 +72,8 @@ class Options:
         batchnorm: mode of batch-norm while crafting.
         folding: see :class:`lightning_modules.Regime`.
         channels_last: see :class:`lightning_modules.Regime`.
+        full: convolutions that are slow in the lower precision leave it, see :class:`networks.mobilenet.FullPrecision`.
+        compile: see :class:`lightning_modules.Regime`.
     """
 
     precision: str = "32"
@@ -77,6 +81,8 @@ class Options:
     batchnorm: BatchNorm = "eval"
     folding: bool = True
     channels_last: bool = True
+    full: bool = True
+    compile: bool = False
 
 
 def regime(method: str, on: Setting, given: Options) -> Regime:
@@ -89,7 +95,9 @@ def regime(method: str, on: Setting, given: Options) -> Regime:
         "network": lambda facts: student,
         "facts": FACTS,
         "optimizer": partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=2e-4),
+        "channels_last": given.channels_last,
         "folding": given.folding,
+        "compile": given.compile,
     }
     alpha = 1.0 if given.spared else 1 - 1e-9
     build: dict[str, Callable[[], Regime]] = {
@@ -102,8 +110,10 @@ def regime(method: str, on: Setting, given: Options) -> Regime:
         "KD": lambda: Distillation(teacher=source, alpha=KD_ALPHA, temperature=KD_T, **common),
     }
     built = build[method]().to(on.device).train()
-    if given.channels_last:  # what a fit begins with
-        built.network.to(memory_format=torch.channels_last)
+    for module in built.network.modules():
+        if isinstance(module, FullPrecision) and not given.full:
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+    built.on_fit_start()
     return built
 
 
@@ -148,12 +158,13 @@ def batches(on: Setting, replays: int) -> Iterator[Batch]:
         for fetched in loader:
             if len(fetched.index) == on.batch:
                 for _ in range(replays):
-                    yield data.batch("train", fetched.index.to(on.device), (0, epoch))
+                    yield data.batch("train", fetched.index.to(on.device, non_blocking=True), (0, epoch))
         epoch += 1
 
 
 def released(method: str, on: Setting) -> Callable[[], None]:
     """The released way's step; one of Fast-ARD is a batch with its m replays."""
     teacher, student = (copy.deepcopy(network) for network in on.networks())
-    state = Released(student, teacher, endless(on.data(), on.batch), on.device, on.steps, on.replays)
+    loader = endless(on.data(), on.batch, workers=0 if on.device == "cpu" else WORKERS)
+    state = Released(student, teacher, loader, on.device, on.steps, on.replays)
     return partial(RELEASED[method], state)

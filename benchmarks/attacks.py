@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from attacks import Radius, Threat
-from benchmarks.common import processor, said
+from benchmarks.common import graphics, matmul_rate, processor, said
 from benchmarks.opponents import GAMMA, OURS, PACKAGES, ROWS, Counted, Row, Run, Task, importable, ours
 from benchmarks.subjects import Subject, subject
 
@@ -99,18 +99,6 @@ def clock(device: str) -> float:
         return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def matmul_rate(device: str) -> float:
-    """Multiply-adds per second of a large float32 matrix product, the best of ten."""
-    n = 1024 if device == "cpu" else 8192
-    a = torch.rand(n, n, device=device)
-    seconds = []
-    for _ in range(10):
-        began = clock(device)
-        a @ a
-        seconds.append(clock(device) - began)
-    return n**3 / min(seconds)
 
 
 def success(row: Row, task: Task, x_adv: Tensor) -> Tensor:
@@ -187,7 +175,7 @@ def header(
     """Where, when and with what it was measured, line by line."""
     where = f"{processor()}, {torch.get_num_threads()} thread, process-CPU seconds"
     if bench.device != "cpu":
-        where = f"{torch.cuda.get_device_name()}, wall-clock seconds of the synchronised device"
+        where = f"{graphics()}, wall-clock seconds of the synchronised device"
     versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
     for name, (package, _) in PACKAGES.items():
         try:

@@ -37,7 +37,7 @@ class Beside(pl.Callback):
         data, key = trainer.datamodule, (0, trainer.current_epoch)  # type: ignore[attr-defined]
         precision = "bf16" if trainer.precision == "bf16-mixed" else "32"
         for fetched in data.train_dataloader():
-            batch = data.batch("train", fetched.index.to(pl_module.device), key)
+            batch = data.batch("train", fetched.index.to(pl_module.device, non_blocking=True), key)
             take_step(pl_module, trainer.optimizers[0], batch, precision)
         for taken, seconds in zip(self.taken, (middle - self.began, _now(pl_module.device) - middle), strict=True):
             taken.append(seconds)

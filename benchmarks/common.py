@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+import re
 import resource
 import shlex
 import sys
@@ -31,11 +32,21 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def header(module: str, arguments: Sequence[str], device: str, packages: Sequence[str] = ()) -> list[str]:
-    """Machine, clock, versions, date and command of a benchmark, line by line."""
+def graphics(info: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """The GPU, what drives it, and how it convolves in float32."""
+    driver = re.search(r"\d+\.\d+(\.\d+)?", info.read_text()) if info.exists() else None
+    versions = f"driver {driver[0] if driver else 'unknown'}, CUDA {torch.version.cuda}"
+    tf32 = "in" if torch.backends.cudnn.allow_tf32 else "without"
+    return f"{torch.cuda.get_device_name()}, {versions}, float32 convolutions {tf32} TF32"
+
+
+def header(
+    module: str, arguments: Sequence[str], device: str, packages: Sequence[str] = (), by: str = "by device events"
+) -> list[str]:
+    """Machine, clock (on a GPU ``by`` it), versions, date and command of a benchmark, line by line."""
     where = f"{processor()}, {torch.get_num_threads()} thread, process-CPU seconds"
     if device != "cpu":
-        where = f"{torch.cuda.get_device_name()}, seconds by device events, CUDA {torch.version.cuda}"
+        where = f"{graphics()}, seconds {by}"
     versions = [f"{package} {version(package)}" for package in ("torch", *packages)]
     command = shlex.join(["python", "-m", module, *arguments])
     return [where, ", ".join([f"Python {platform.python_version()}", *versions]), f"{datetime.now(UTC):%F}: {command}"]
@@ -84,10 +95,15 @@ def spread(values: Sequence[float]) -> str:
 
 
 def matmul_rate(device: str, dtype: torch.dtype = torch.float32) -> float:
-    """Multiply-adds per second of a large matrix product, the best of ten."""
+    """Multiply-adds per second of a large matrix product, the best of ten; on a GPU in TF32 where convolutions are."""
     n = 1024 if device == "cpu" else 8192
     a = torch.rand(n, n, device=device, dtype=dtype)
-    return n**3 / min(seconds(lambda: a @ a, device) for _ in range(10))
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        return n**3 / min(seconds(lambda: a @ a, device) for _ in range(10))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def consoles() -> tuple[Console, Console]:
@@ -122,7 +138,8 @@ def read(
     options = parser.parse_args(arguments)
     if quick and options.quick:
         options = parser.parse_args([*quick, *(word for word in said(arguments) if word != "--quick")])
-    if small := [f"--{name}" for name in ("batch", "rounds", "steps", "replays") if getattr(options, name, 1) < 1]:
+    counts = {name: getattr(options, name, None) for name in ("batch", "rounds", "steps", "replays")}
+    if small := [f"--{name}" for name, count in counts.items() if count is not None and count < 1]:
         parser.error(f"{', '.join(small)} must be at least 1.")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no GPU.")

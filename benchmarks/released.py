@@ -1,7 +1,8 @@
 """A training step as the code released with the methods computes it, written anew from the papers, as plain as theirs.
 
 What all have in common is what is measured: float32, images and weights in the order (B, C, H, W), per-sample
-transforms in a loader, no stop before a pass that has no weight in the loss. Of Fast-ARD no code was released; its step
+transforms in a loader, no stop before a pass that has no weight in the loss. Beside a GPU the loader has workers, whose
+batches are ready when they are asked for. Of Fast-ARD no code was released; its step
 follows Algorithm 2 of the paper, and the code of free adversarial training in that one backward serves weights and d.
 """
 
@@ -58,9 +59,22 @@ class Released:
         self.optimizer.step()
 
 
-def endless(images: Tensor, batch: int) -> Iterator[list[Tensor]]:
-    """Torchvision's per-sample crops and flips in a loader of this process, epoch after epoch; uint8 (N, 3, 32, 32)."""
-    loader: DataLoader[tuple[Tensor, int]] = DataLoader(PerSample(images, True), batch, shuffle=True, drop_last=True)
+def endless(images: Tensor, batch: int, workers: int = 0) -> Iterator[list[Tensor]]:
+    """Torchvision's per-sample crops and flips in a loader, epoch after epoch.
+
+    Args:
+        images: uint8 (N, 3, 32, 32).
+        batch: images in a batch.
+        workers: processes that make the batches; none where it is the processor's time of this one that counts.
+    """
+    loader: DataLoader[tuple[Tensor, int]] = DataLoader(
+        PerSample(images, True),
+        batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
     while True:
         yield from loader
 

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attacks import PGD, Radius, Threat
-from benchmarks.arms import PAIRS, Options, Ours, Setting, regime, released
+from benchmarks.arms import FACTS, PAIRS, Options, Ours, Setting, regime, released
 from benchmarks.common import Run, consoles, header, in_turn, ratios, read, said, show, spread
 from benchmarks.released import EPS, STEP
+from networks.mobilenet import FullPrecision
 
 QUICK = ("--pairs", "cnn", "--batch", "4", "--rounds", "1", "--steps", "2")
 METHOD = "ARD"
 PLAIN = Options(spared=False, batchnorm="train", folding=False, channels_last=False)
+FULL, COMPILED = "strided depthwise convolutions in float32", "compiled graphs"
 # Each with those above it.
 LADDER = {
     "batches augmented at once, on the device": PLAIN,
@@ -28,7 +30,9 @@ LADDER = {
     "batch-norm in eval mode while crafting": Options(folding=False, channels_last=False),
     "a folded copy, channels last, to craft on": Options(channels_last=False),
     "channels last in the pass of the weights": Options(),
-    "bfloat16 by autocast": Options("bf16"),
+    "bfloat16 by autocast": Options("bf16", full=False),
+    FULL: Options("bf16"),
+    COMPILED: Options("bf16", compile=True),
 }
 COLUMNS = (
     "with",
@@ -43,6 +47,15 @@ LEGEND = (
     "without folding, for the same weights and starts, batch-norm in eval mode. Gain: what they add to the "
     "cross-entropy, judged in that float32, as a share of what those add. The networks are untrained.",
 )
+
+
+def ladder(on: Setting) -> dict[str, Options]:
+    """:data:`LADDER`; of its last two rungs one is for students with such convolutions on a CPU, one for a GPU."""
+    with torch.device("meta"):
+        student = PAIRS[on.pair][2](FACTS)
+    has = any(isinstance(module, FullPrecision) for module in student.modules())
+    asked = {FULL: on.device == "cpu" and has, COMPILED: on.device != "cpu"}
+    return {name: given for name, given in LADDER.items() if asked.get(name, True)}
 
 
 def examples(on: Setting, given: Options) -> str:
@@ -92,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for pair in options.pairs:
         on = Setting(pair, options.batch, options.steps, device=options.device)
         runs: dict[str, Run] = {"the released way": released(METHOD, on)}
-        runs |= {name: Ours(METHOD, on, given) for name, given in LADDER.items()}
+        runs |= {name: Ours(METHOD, on, given) for name, given in ladder(on).items()}
         taken = in_turn(runs, options.rounds, on.device, say, PAIRS[pair][0])
         show(out, f"{METHOD}, {PAIRS[pair][0]}, batches of {on.batch}, K = {on.steps}", COLUMNS, rows(on, taken))
     out.print("\n".join(LEGEND))

@@ -7,6 +7,7 @@ between events. Making the batch is part of a step on both sides. Peak memory is
 
 import argparse
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -57,8 +58,8 @@ def peaks(method: str, on: Setting, say: Console) -> dict[str, float]:
     """:func:`peak` of everyone, each in a process of its own."""
     found = {}
     for precision in (None, *PRECISIONS):
-        with get_context("spawn").Pool(1) as pool:
-            found[named(precision)] = pool.apply(peak, (method, on, precision))
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # which may have processes of its own: a loader's
+            found[named(precision)] = pool.submit(peak, method, on, precision).result()
         say.print(f"{method}: peak memory of {named(precision)} taken")
     return found
 

@@ -43,7 +43,7 @@ class AdaAD(RobustDistiller):
 
     def inner(self, answers: Answers) -> Tensor:
         x, y = answers.batch.x, answers.batch.y
-        student, teacher = self.network, self.teacher.on(x.device)
+        student, teacher = self.searched(x), self.teacher.answering(x)
         with crafting(student, self.attack.batchnorm), crafting(teacher):
             goal = Disagreement("kl", y)
             return self.attack.maximise(Pair(student, teacher), x, goal, self.draws(answers.batch)).detach()

@@ -9,19 +9,21 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import WeightAveraging
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from attacks import PGD, Attack, Draws, Threat, tempered
-from attacks.prepare import Prepared
+from attacks.prepare import StandIn
 from attacks.records import Record
 from datamodules import Batch
+from lightning_modules.checkpoints import check_resumed, plain
+from lightning_modules.means import Means
 from lightning_modules.noise import Moment, Noise
+from lightning_modules.optimisation import RateScaling, schedule
 from lightning_modules.watch import Watch
 from networks import Facts
 from networks.base import renormalise
@@ -44,9 +46,12 @@ class Regime(pl.LightningModule, ABC):
         scheduler: builds the learning-rate schedule from the optimiser; None keeps the rate.
         scheduler_interval: whether the schedule counts epochs or optimiser steps.
         noise: sources of noise in training (see :mod:`lightning_modules.noise`), applied in this order.
+        rate_scaling: scales the optimiser's rate by the images of a step; None takes it as it is given.
         channels_last: fit with the weights of convolutions in the order in which they are fast (``docs/speed.md``).
         folding: craft on a copy of the network whose batch-norms are folded into its convolutions, unless the attack
-            has them in train mode: the same function but for rounding, faster.
+            has them in train mode: the same function but for rounding, faster. A frozen teacher answers by one too.
+        compile: fit with a compiled network, of which torch makes one graph for the weights' gradients and one for
+            the images' alone. Validation and tests compute as without.
 
     Attributes:
         trained_at: temperature that the network's softmax is trained at; strong attacks divide by it.
@@ -69,8 +74,10 @@ class Regime(pl.LightningModule, ABC):
         scheduler: LRSchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         noise: list[Noise] | None = None,
+        rate_scaling: RateScaling | None = None,
         channels_last: bool = True,
         folding: bool = True,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         # What a checkpoint needs to rebuild itself; from the command line these are plain values. What a regime fixes
@@ -82,6 +89,8 @@ class Regime(pl.LightningModule, ABC):
         self.network = network(self.facts)
         self.channels_last = channels_last
         self.folding = folding
+        self.compiled = compile
+        self.rate_scaling = rate_scaling
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.scheduler_interval = scheduler_interval
@@ -92,7 +101,8 @@ class Regime(pl.LightningModule, ABC):
         self.val_accuracy, self.val_robust_accuracy, self.test_accuracy = (accuracy.clone() for _ in range(3))
         self.val_loss = MeanMetric()
         self.watch = Watch(self.facts.classes)
-        self._prepared: Prepared | None = None
+        self.means = Means()
+        self._stand_in = StandIn(compile)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
     # What a regime is
@@ -150,13 +160,10 @@ class Regime(pl.LightningModule, ABC):
         """The network as its attack sees it, or a copy with its weights and with batch-norm folded, where there is any.
 
         Args:
-            x: images to try the copy on when it is made.
+            x: images to compare the copy on when it is made, and once in every epoch.
         """
-        if not self.folding or self.attack.batchnorm == "train":
-            return self.network
-        if self._prepared is None or self._prepared.model is not self.network:
-            self._prepared = Prepared(self.network, x[:2])
-        return self._prepared.follow() if self._prepared.folded else self.network
+        whole = not self.folding or self.attack.batchnorm == "train"
+        return self.network if whole else self._stand_in(self.network, x)
 
     def untrained(self, seed: int) -> nn.Module:
         """The network's architecture with fresh weights of a seed of their own, on the module's device."""
@@ -189,11 +196,17 @@ class Regime(pl.LightningModule, ABC):
     def on_train_end(self) -> None:
         # What is evaluated is then, to the last bit, what anybody computes who loads the checkpoint.
         self.network.to(memory_format=torch.contiguous_format)
-        self._prepared = None
+        if self.compiled:
+            self.network.compile(disable=True)
+        self._stand_in = StandIn(self.compiled)
 
     def on_fit_start(self) -> None:
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
+        if self.compiled:
+            # In place, so that no weight is renamed. A graph for batches of any size would be used for all.
+            self.network.compile(dynamic=False)
+            rank_zero_info("The network is compiled in the first steps, which take longer.")
         for source in self.noise:
             if source.needs_labels and not self.hears_labels:
                 rank_zero_warn(f"{type(source).__name__} changes nothing: here the labels have no word in training.")
@@ -203,18 +216,17 @@ class Regime(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
+        if self.rate_scaling is not None:
+            self.rate_scaling.scale(optimizer, self.trainer)
         if self.scheduler is None:
             return optimizer
-        schedule: dict[str, Any] = {"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}
-        if isinstance(schedule["scheduler"], ReduceLROnPlateau):
-            schedule["monitor"] = schedule["scheduler"].monitor
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return schedule(optimizer, self.scheduler, self.scheduler_interval, self.rate_scaling)
 
     def on_train_epoch_start(self) -> None:
         # Dropout draws from torch's generator; seeding it by epoch makes a resumed run the same run.
         torch.manual_seed(hash((self.seed, self.current_epoch, self.global_rank)))
-        # What a network has besides weights, such as a rate that a callback changes, the copy keeps from its making.
-        self._prepared = None
+        self._stand_in.compare()
+        self.means = Means()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, logs = self.step(self.disturbed(batch) if self.noise else batch, batch_idx)
@@ -223,9 +235,7 @@ class Regime(pl.LightningModule, ABC):
         if every and batch_idx % every == 0:  # where the logger looks anyway
             self._refuse_nan()
         self.log("train/loss_step", loss.detach(), prog_bar=True, on_step=True)
-        # Apart from the above: processes agree on an epoch's mean at its end, on a step's they would at every step.
-        means = {f"train/{key}": value.detach() for key, value in ({"loss": loss} | logs).items()}
-        self.log_dict(means, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.y))
+        self.means.add({"loss": loss} | logs, len(batch.y))
         return loss
 
     def on_validation_epoch_end(self) -> None:
@@ -237,10 +247,13 @@ class Regime(pl.LightningModule, ABC):
 
     def on_train_epoch_end(self) -> None:
         self._refuse_nan()  # before any checkpoint is written
+        for key, mean, images in self.means:
+            self.log(f"train/{key}", mean, sync_dist=True, batch_size=images)
 
     def _refuse_nan(self) -> None:
         self.watch.refuse_nan(self.global_step, self.current_epoch, self.trainer.optimizers[0].param_groups[0]["lr"])
 
+    @torch.compiler.set_stance("force_eager")  # what is judged is what anybody computes who loads the checkpoint
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self.network(batch.x)
         self.val_loss.update(nn.functional.cross_entropy(logits.float(), batch.y), len(batch.y))
@@ -273,27 +286,13 @@ class Regime(pl.LightningModule, ABC):
             self.facts = replace(self.facts, mean=own.mean, std=own.std)
             renormalise(self.network, own)
         self.watch.best = checkpoint.get("best_robust", 0.0)
-        resumes = self._trainer is not None and self.trainer.state.fn == "fit"
-        callbacks = self.trainer.callbacks if resumes else []  # type: ignore[attr-defined]
-        averages = any(isinstance(callback, WeightAveraging) for callback in callbacks)
-        if resumes and "averaging_state" in checkpoint and not averages:
-            raise ValueError(
-                "This fit averages its weights, and the checkpoint's are the average: go on with the same --ema, or "
-                "start a new fit."
-            )
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            check_resumed(self.trainer, checkpoint, self.rate_scaling)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["trained_at"] = float(self.trained_at)
         checkpoint["best_robust"] = self.watch.best
-        # A notebook may have passed functions; a checkpoint that is safe to load cannot hold them.
-        hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        plain = {key: value for key, value in hparams.items() if _plain(value)}
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain | {"facts": self.facts.to_dict()}
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_plain, value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(_plain, value))
-    return value is None or type(value) in (bool, int, float, str)
+        hparams = plain(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = hparams | {"facts": self.facts.to_dict()}
+        if self.rate_scaling is not None:
+            checkpoint["rate_factor"] = self.rate_scaling.factor(self.trainer)

@@ -70,7 +70,7 @@ class Distiller(Regime):
     def teacher(self) -> FrozenTeacher:
         """The frozen teacher, loaded when first asked for."""
         if self._teacher is None:
-            self._teacher = self.source.load(self.facts)
+            self._teacher = self.source.load(self.facts, self.folding)
             if self._taught_by not in (None, self._teacher.sha256):
                 rank_zero_warn(
                     f"The student was taught by another teacher (SHA-256 {self._taught_by:.12}) than the one from "
@@ -116,6 +116,7 @@ class Distiller(Regime):
         return distillation(teacher, student, clean, y, self.alpha, self.temperature, ce_t, reduction, scale)
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         # A teacher that is missing or does not fit ends the run here, not after an epoch.
         if stage == "fit":
             for noise in self.noise:
@@ -126,6 +127,8 @@ class Distiller(Regime):
         super().on_fit_start()
         if self.cache is not False:
             self._open_cache()
+        if self.compiled and self.answers is None:  # a cache asks in numbers of all sizes
+            self.teacher.compile()
 
     def _open_cache(self) -> None:
         """Opens the cache and, where that was asked for, fills it; a warning where there can be none."""
@@ -150,6 +153,7 @@ class Distiller(Regime):
             self.answers.refresh(self.device)
 
     def on_fit_end(self) -> None:
+        super().on_fit_end()
         self.answers = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Where a teacher comes from, and what keeps it from changing."""
 
+import copy
 import json
 import shlex
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks.prepare import prepared
 from networks import Facts
 from networks.checkpoint import load_network, weights_hash
 
@@ -44,8 +46,12 @@ class TeacherSource:
     def __deepcopy__(self, memo: dict[int, Any]) -> "TeacherSource":
         return self  # Lightning copies what a module was given; a teacher may be large
 
-    def load(self, facts: Facts) -> "FrozenTeacher":
+    def load(self, facts: Facts, folding: bool = False) -> "FrozenTeacher":
         """The teacher, checked against the student's data.
+
+        Args:
+            facts: the facts of that data.
+            folding: see :class:`FrozenTeacher`.
 
         Raises:
             FileNotFoundError: for a missing checkpoint.
@@ -55,9 +61,10 @@ class TeacherSource:
             loaded = load_network(self.checkpoint, self.network, facts)
             if loaded.facts is not None:
                 facts.require(loaded.facts, "The teacher")
-            teacher = FrozenTeacher(loaded.network, loaded.sha256, self.checkpoint, loaded.trained_at)
+            teacher = FrozenTeacher(loaded.network, loaded.sha256, self.checkpoint, loaded.trained_at, folding)
         elif self.module is not None:
-            teacher = FrozenTeacher(self.module, weights_hash(self.module), type(self.module).__name__, 1.0)
+            name = type(self.module).__name__
+            teacher = FrozenTeacher(self.module, weights_hash(self.module), name, 1.0, folding)
         elif self.config is not None:
             words = ["python", "main.py", "fit", "--config", self.config, *as_words(self.override)]
             raise FileNotFoundError(
@@ -85,10 +92,15 @@ class FrozenTeacher:
         sha256: the hash of its file, or of its weights where it was given as a module.
         origin: where it came from, for messages.
         trained_at: temperature of its training.
+        folding: answer by a copy whose batch-norms are folded into its convolutions (:mod:`attacks.prepare`), where it
+            can be made: the same function but for rounding, faster.
     """
 
-    def __init__(self, module: nn.Module, sha256: str, origin: str, trained_at: float) -> None:
+    def __init__(self, module: nn.Module, sha256: str, origin: str, trained_at: float, folding: bool = False) -> None:
         self.module = module.eval().requires_grad_(False)
+        self.folding = folding
+        self.compiled = False
+        self._answering: nn.Module | None = None
         self._device: torch.device | None = None
         self.sha256 = sha256
         self.origin = origin
@@ -100,12 +112,33 @@ class FrozenTeacher:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C) of images (B, C, H, W), on the images' device, without a graph."""
-        return self.on(x.device)(x)
+        return self.answering(x)(x)
+
+    def answering(self, x: Tensor) -> nn.Module:
+        """What answers in training: the folded copy, compiled where that was asked for, or the network itself.
+
+        Args:
+            x: images to compare the copy on when it is made; it is on their device.
+        """
+        network = self.on(x.device)
+        if self._answering is None:
+            self._answering = prepared(network, x[:2]) if self.folding else network
+            if self.compiled:
+                # One that shares all its parts: the network itself is judged by those who compile nothing.
+                self._answering = copy.copy(self._answering)
+                self._answering.compile(dynamic=False)
+        return self._answering
+
+    def compile(self) -> None:
+        """Lets torch compile what answers."""
+        self.compiled, self._answering = True, None
 
     def on(self, device: torch.device) -> nn.Module:
         """The network itself, moved to a device."""
         if self._device != device:
             self.module.to(device)
+            if self._answering is not None:
+                self._answering.to(device)
             self._device = device
         return self.module
 
@@ -123,11 +156,14 @@ class FrozenTeacher:
             )
         for module in active:
             module.train()
+        self.folding, self._answering = False, None  # a copy would answer without dropout
 
+    @torch.no_grad()
     def probe(self, facts: Facts) -> None:
         """One forward of two grey images, to refuse a teacher that does not fit before training starts."""
         try:
-            logits = self(torch.full((2, *facts.shape), sum(facts.box) / 2))
+            grey = torch.full((2, *facts.shape), sum(facts.box) / 2)
+            logits = self.on(grey.device)(grey)
         except RuntimeError as error:
             raise ValueError(
                 f"The teacher from {self.origin} does not accept images of shape {facts.shape}: {error}"

@@ -1,5 +1,8 @@
 """MobileNetV2 for small images."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from networks.base import Facts, Network
@@ -78,5 +81,25 @@ def _convolution(
     inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     """A convolution that keeps the size of the image, up to its stride, and its batch-norm."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    form = FullPrecision if stride > 1 and groups > 1 else nn.Conv2d
+    conv = form(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
     return conv, nn.BatchNorm2d(outputs)
+
+
+class FullPrecision(nn.Conv2d):
+    """A convolution that leaves autocast on a CPU; arguments are those of :class:`torch.nn.Conv2d`.
+
+    There the gradient of the images of a depthwise one with a stride takes 5 to 50 times as long in bfloat16.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # torch.fx looks into modules that are not torch's own, and batch-norm behind what it finds there is not folded.
+        self.__module__ = nn.Conv2d.__module__
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H', W')`` of ``(B, C, H, W)``, in the precision of the weights."""
+        if x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.to(self.weight.dtype))

@@ -8,12 +8,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from attacks.draws import GOLDEN, Draws, OfficialDraws, _mix
+from attacks.draws import GOLDEN, Draws, OfficialDraws, _mix, _mix_word, _signed
 
 
 def test_finaliser_gives_the_published_first_output_of_splitmix64() -> None:
     mixed = int(_mix(torch.tensor(GOLDEN)))
     assert mixed % 2**64 == 0xE220A8397B1DCDAF
+
+
+integers = st.integers(-(2**70), 2**70)
+
+
+@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=9), st.one_of(integers, st.lists(integers, max_size=4)))
+def test_draws_are_those_of_the_formula_in_tensors_alone(indices, seed) -> None:
+    """What was published was drawn so; a word that is mixed as a Python integer must not change a bit of it."""
+    index = torch.tensor(indices)
+    word = torch.zeros((), dtype=torch.int64)
+    for part in [seed] if isinstance(seed, int) else seed:
+        word = _mix(word + _signed(part) + GOLDEN)
+    words = _mix(_mix(_mix(index * GOLDEN + GOLDEN) + int(word))[:, None] + torch.arange(3) * GOLDEN)
+    expected = ((words >> 40) & ((1 << 24) - 1)).float() / (1 << 24)
+    assert Draws(index, seed).uniform((3,)).equal(expected)
+
+
+def test_draws_are_those_of_the_first_release() -> None:
+    found = Draws(torch.tensor([0, 1, 49_999]), (3, -5, 2**64 + 7)).uniform((2,)) * 2**24
+    assert found.tolist() == [[6382449, 8865891], [9161714, 15565880], [10038394, 1544850]]
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_a_word_is_mixed_as_a_tensor_is(word) -> None:
+    assert _signed(_mix_word(word)) == int(_mix(torch.tensor(_signed(word))))
 
 
 @pytest.mark.parametrize("seed", [0, 7, (3, 5)])

@@ -2,6 +2,9 @@
 
 import re
 import time
+from dataclasses import astuple, replace
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +14,11 @@ from benchmarks import __main__ as everything
 from benchmarks import epoch, shares, training
 from benchmarks.arms import Options, Setting, batches, regime
 from benchmarks.beside import Drawn
-from benchmarks.common import consoles, in_turn, ratios, seconds, spread
+from benchmarks.common import consoles, graphics, in_turn, ratios, seconds, spread
 from benchmarks.floor import Floor
+from networks.mobilenet import FullPrecision
 
+PLACES = [(pair, device) for device in ("cpu", "cuda") for pair in ("wrn", "mobilenet")]
 RELEASED, PLAIN, LOW = training.REFERENCE, training.named("32"), training.named("bf16")
 
 
@@ -76,10 +81,64 @@ def test_batches_are_full_shuffled_and_replayed():
     assert not torch.equal(seen[0].index, seen[4].index)
 
 
-def test_the_ladder_ends_with_all_that_is_on_by_default_and_the_lower_precision():
-    *_, default, low = shares.LADDER.values()
-    assert default == Options()
-    assert low == Options("bf16")
+def test_the_ladder_has_all_that_is_on_by_default_and_then_the_lower_precision():
+    steps = list(shares.LADDER.values())
+    assert Options() in steps
+    assert Options("bf16") == steps[-2]
+    differ = [sum(one != other for one, other in zip(*map(astuple, pair), strict=True)) for pair in pairwise(steps)]
+    assert differ == [1, 1, 1, 1, 2, 1, 1]  # autocast comes without what it asks for
+
+
+def test_a_rung_that_is_none_is_left_out():
+    last = {(pair, device): list(shares.ladder(Setting(pair, 4, device=device)))[-1] for pair, device in PLACES}
+    assert last == {
+        ("wrn", "cpu"): "bfloat16 by autocast",
+        ("mobilenet", "cpu"): shares.FULL,
+        ("wrn", "cuda"): shares.COMPILED,
+        ("mobilenet", "cuda"): shares.COMPILED,
+    }
+    assert shares.FULL not in shares.ladder(Setting("mobilenet", 4, device="cuda"))
+
+
+def test_autocast_takes_all_convolutions_where_it_is_told_to():
+    on = Setting("mobilenet", 2)
+    for full, count in ((True, 3), (False, 0)):
+        network = regime("PGD-AT", on, Options("bf16", full=full)).network
+        assert sum(isinstance(module, FullPrecision) for module in network.modules()) == count
+
+
+def test_the_cells_of_an_epoch_by_hand():
+    training = replace(epoch.TRAININGS["plain"], batch=512)
+    found = epoch.cells("wrn", "plain", training, [1.2, 1.1, 2.0], [1.0, 1.0, 1.0])
+    assert found == ["wrn", "plain", "512", "1,000.0", "1,200.0", "1.20 (1.10–2.00)", "200.00", "≤ 1.15 missed"]
+    assert epoch.cells("wrn", "ARD", epoch.TRAININGS["ARD"], [1.04], [1.0])[-1] == "≤ 1.05 met"
+    assert epoch.cells("mlp", "plain", training, [1.0], [1.0])[-1] == ""
+
+
+def test_a_gpu_is_named_with_its_driver_and_what_float32_means_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X")
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    says = (
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  555.42.06  Release Build\nGCC version:  gcc 13.3.0\n"
+    )
+    (tmp_path / "version").write_text(says)
+    assert graphics(tmp_path / "version") == "NVIDIA X, driver 555.42.06, CUDA 13.2, float32 convolutions in TF32"
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert graphics(tmp_path / "no") == "NVIDIA X, driver unknown, CUDA 13.2, float32 convolutions without TF32"
+
+
+def test_the_device_is_that_of_all_that_have_one(monkeypatch):
+    called = {}
+
+    def imported(name):
+        return SimpleNamespace(main=lambda words: called.update({name.removeprefix("benchmarks."): words}))
+
+    monkeypatch.setattr(everything, "import_module", imported)
+    everything.main(["--device", "cuda"])
+    assert list(called) == list(everything.QUICK)
+    on_cpu = {name for name, words in called.items() if words == []}
+    assert on_cpu == set(everything.HERE)
+    assert all(words == ["--device", "cuda"] for name, words in called.items() if name not in on_cpu)
 
 
 def test_noise_has_as_many_images_as_asked_for():
@@ -93,6 +152,13 @@ def test_nothing_is_measured_no_times(module, capsys):
     with pytest.raises(SystemExit):
         module.main(["--rounds", "0"])
     assert "must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_everyone_steps_once_more_in_a_process_of_their_own():
+    found = training.peaks("KD", Setting("cnn", 2, steps=1, images=8), consoles()[0])
+    assert list(found) == [RELEASED, PLAIN, LOW]
+    assert all(0 < peak < 2000 for peak in found.values())
 
 
 @pytest.mark.slow

@@ -60,3 +60,4 @@ def test_the_floor_of_a_linear_network_by_hand():
 def test_a_rate_is_that_of_multiply_adds():
     assert 1e8 < matmul_rate("cpu") < 1e13
     assert 1e7 < matmul_rate("cpu", torch.bfloat16) < 1e13
+    assert not torch.backends.cuda.matmul.allow_tf32  # as it was before

@@ -94,9 +94,10 @@ def test_the_released_pgd_stays_in_the_ball_and_in_the_box_and_moves_running_ave
     assert int(network.bn1.num_batches_tracked) == 3
 
 
-def test_the_loaders_go_on_for_ever_with_full_batches():
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_loaders_go_on_for_ever_with_full_batches(workers):
     images = torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8)
-    loader = endless(images, 4)
+    loader = endless(images, 4, workers)
     for _ in range(5):
         x, y = next(loader)
         assert x.shape == (4, 3, 32, 32)

@@ -1,5 +1,6 @@
 """What makes a step fast changes no result but by rounding, is switched off by its option, and never waits."""
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from attacks import PGD
 from datamodules import Batch
-from lightning_modules import ARD, RSLAD, TRADES, AdversarialTraining, Distillation, FastARD, TfKDReg
+from lightning_modules import ARD, RSLAD, TRADES, AdversarialTraining, Distillation, FastARD, Teacher, TfKDReg
 
 ROBUST = pytest.mark.parametrize("regime", [ARD, AdversarialTraining, TRADES, RSLAD], ids=name)
 OFF = {"folding": False, "channels_last": False}
@@ -64,14 +65,22 @@ def test_examples_are_crafted_on_the_network_itself(batch, options):
     assert regime.searched(batch.x) is regime.network
 
 
-def test_another_network_and_another_epoch_have_a_copy_of_their_own(batch):
+def test_another_network_has_a_copy_of_its_own_and_a_changed_one_in_the_next_epoch(batch):
+    """A network has more than weights; the batch-norm's constant is one such thing."""
     regime = build(AdversarialTraining, network=wrn)
     first = regime.searched(batch.x)
     regime.network = wrn(regime.facts)
     second = regime.searched(batch.x)
     assert second is not first
     regime.on_train_epoch_start()
-    assert regime.searched(batch.x) is not second
+    assert regime.searched(batch.x) is second
+    regime.network.bn1.eps = 1.0
+    assert regime.searched(batch.x) is second
+    regime.on_train_epoch_start()
+    third = regime.searched(batch.x)
+    assert third is not second
+    with torch.no_grad():
+        torch.testing.assert_close(third(batch.x), regime.network.eval()(batch.x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_copy_is_no_part_of_the_regime(batch):
@@ -88,14 +97,38 @@ def test_a_step_never_looks_at_a_value(regime, batch, wrn_teacher):
     options = {"attack": pgd()} if regime is TfKDReg else {}
     built = build(regime, wrn_teacher, network=wrn, **options).train()
     if hasattr(built, "attack"):
-        built.searched(batch.x)  # looks, once in an epoch, whether the copy is the same function
-        built._prepared.network.to("meta")
+        built.searched(batch.x).to("meta")  # looks, once in an epoch, whether the copy is the same function
+    if built.has_teacher:
+        built.teacher(batch.x)  # looks, once, likewise
     built.to("meta")
     loss, _ = built.step(Batch(*(tensor.to("meta") for tensor in (batch.x, batch.y, batch.index))), 0)
     loss.backward()
     assert loss.device.type == "meta"
     with pytest.raises(RuntimeError, match="meta"):
         float(loss)
+
+
+def test_an_epochs_means_are_those_of_its_images(tmp_path):
+    """Not of its batches, of which the last is smaller."""
+
+    class Noted(Teacher):
+        def step(self, batch, batch_idx):
+            loss, _ = super().step(batch, batch_idx)
+            seen.append((float(loss), len(batch.y)))
+            return loss, {"half": loss / 2} if batch_idx else {}
+
+    seen = []
+    fit = trainer(tmp_path, max_epochs=2, limit_train_batches=1.0)
+    fit.fit(build(Noted), digits(600))
+    count = fit.num_training_batches
+    (first, _), *_, (_, last) = seen[count:]
+    assert count > 1
+    assert last < 600
+    values, sizes = np.array(seen[count:]).T
+    assert float(fit.callback_metrics["train/loss"]) == pytest.approx(np.average(values, weights=sizes), rel=1e-6)
+    later = np.average(values[1:], weights=sizes[1:]) / 2
+    assert float(fit.callback_metrics["train/half"]) == pytest.approx(later, rel=1e-6)
+    assert float(fit.callback_metrics["train/loss_step"]) == values[-1] != first
 
 
 @ROBUST
