@@ -8,6 +8,7 @@ from pathlib import Path
 
 from studies import drive, layout, overview
 from studies.cells import Study
+from studies.disk import WANDB
 from studies.grid import RECIPES, find, read
 from studies.plan import Plan, plan
 
@@ -59,13 +60,15 @@ def main(words: list[str] | None = None) -> int:
 
         print(board.publish(found))
         return 0
+    ended = 0
     if arguments.verb == "run":
         found.write()
+        found.forget()
         if arguments.wandb:
-            os.environ |= {"WANDB_RUN_GROUP": study.called, "WANDB_TAGS": f"{study.name},{study.recipe}"}
-        drive.run(found, arguments.profile)
+            os.environ |= {WANDB: "true", "WANDB_RUN_GROUP": study.called, "WANDB_TAGS": f"{study.name},{study.recipe}"}
+        ended = drive.run(found, arguments.profile)
     _report(found, arguments.verb == "run" and arguments.wandb)
-    return overview.show_outcome(found) if arguments.verb == "run" else 0
+    return overview.show_outcome(found, ended) if arguments.verb == "run" else 0
 
 
 def _check(study: Study) -> None:

@@ -18,9 +18,10 @@ from PIL import Image
 from lightning_modules.run_folder import PANELS, PROJECT, wandb_mode
 from studies import layout
 from studies.cells import Study
+from studies.disk import key_of
 from studies.gather import OF_THE_FIT, Results
 from studies.grid import filled, places
-from studies.plan import Plan, key_of
+from studies.plan import Plan
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace

@@ -26,8 +26,7 @@ class Asked:
     def words(self) -> list[str]:
         """As arguments of a subcommand."""
         files = [word for path in self.configs for word in ("--config", path)]
-        options = [word for key, value in self.options.items() for word in (f"--{key}", _as_word(value))]
-        return files + options
+        return files + [word for key, value in self.options.items() for word in _as_words(key, value)]
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,9 @@ class Study:
         return f"{self.name}-{self.recipe}"
 
 
-def _as_word(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+def _as_words(option: str, value: Any) -> list[str]:
+    said = value
+    if not isinstance(value, str):
+        said = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+    # What begins with a dash would be read as an option.
+    return [f"--{option}={said}"] if said.startswith("-") else [f"--{option}", said]

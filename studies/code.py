@@ -19,10 +19,11 @@ EVALUATION = ("attacks.callback.AttackSuite", "interpret.callback.Interpretation
 
 
 def code_key(names: Iterable[str]) -> str:
-    """Hash of the code behind classes of ours, as 8 hexadecimal digits; names of others, such as torch's, are skipped.
+    """Hash of the code behind classes of ours, and of modules in the working directory, as 8 hexadecimal digits.
 
     Args:
-        names: dotted names, ``lightning_modules.ARD`` or ``attacks.gradient.PGD``.
+        names: ``lightning_modules.ARD``, ``attacks.gradient.PGD``, ``ARD``, ``my_network.Net``; those of installed
+            packages, such as torch's, are skipped.
     """
     files: set[str] = set()
     for name in sorted(set(names)):
@@ -30,7 +31,7 @@ def code_key(names: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.encode())
-        digest.update(_meaning(ROOT / file).encode())
+        digest.update(_meaning(_place(file)).encode())
     return digest.hexdigest()[:8]
 
 
@@ -50,7 +51,7 @@ def _closure(name: str) -> set[str]:
 def _imports(file: str) -> tuple[str, ...]:
     """Our files that a file imports, anywhere in it but for type checkers alone."""
     found: set[str] = set()
-    for node in _statements(_tree(ROOT / file)):
+    for node in _statements(_tree(_place(file))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -64,31 +65,46 @@ def _imports(file: str) -> tuple[str, ...]:
 
 
 def _resolve(name: str) -> set[str]:
-    """The file that defines a dotted name: a module's own, or the one that its package takes it from."""
+    """The file that defines a dotted name: a module's own, or the one that its package takes it from.
+
+    A name without dots is one that a package of ours exports, as the command line takes it, or none.
+    """
     parts = name.split(".")
-    if parts[0] not in PACKAGES:
-        return set()
+    if len(parts) == 1 and not _under(parts[0]).exists():
+        inits = (ROOT / package / "__init__.py" for package in PACKAGES)
+        return set().union(*(_exported(init, name) for init in inits if init.is_file()))
     for length in range(len(parts), 0, -1):
-        path = ROOT.joinpath(*parts[:length])
+        path = _under(*parts[:length])
         if path.with_suffix(".py").is_file():
-            return {str(path.with_suffix(".py").relative_to(ROOT))}
+            return {_relative(path.with_suffix(".py"))}
         if (path / "__init__.py").is_file():
-            return _exported(path / "__init__.py", parts[length]) if length < len(parts) else {_relative(path)}
+            init = path / "__init__.py"
+            return (length < len(parts) and _exported(init, parts[length])) or {_relative(init)}
     return set()
 
 
+def _under(first: str, *rest: str) -> Path:
+    """Where a package of ours is, or a person's own beside which the command is run."""
+    return (ROOT if first in PACKAGES else Path.cwd()).joinpath(first, *rest)
+
+
+def _place(file: str) -> Path:
+    return _under(*Path(file).parts)
+
+
+def _relative(path: Path) -> str:
+    root = ROOT if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PACKAGES else Path.cwd()
+    return str(path.relative_to(root))
+
+
 def _exported(init: Path, name: str) -> set[str]:
-    """Where a package takes a name from; its own file for what it defines itself."""
+    """Where a package takes a name from; nothing for what it does not import."""
     for node in _statements(_tree(init)):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
                     return _resolve(f"{node.module}.{alias.name}")
-    return {str(init.relative_to(ROOT))}
-
-
-def _relative(package: Path) -> str:
-    return str((package / "__init__.py").relative_to(ROOT))
+    return set()
 
 
 def _statements(tree: ast.AST) -> Iterable[ast.AST]:

@@ -15,9 +15,28 @@ ELSEWHERE = (*JUDGING, "name", "runs", "wandb", "train_teacher", "ckpt_path")
 
 
 def contents(asked: Asked) -> list[Any]:
-    """Configs and options in their order, with the contents of the files that they name in the files' place."""
-    files = [_followed(path, Path()) for path in asked.configs]
+    """Configs and options in their order, with the contents of the files that they name in the files' place.
+
+    Raises:
+        ValueError: for a config that is no YAML, no mapping, or names itself.
+    """
+    files = [_read(Path(path)) for path in asked.configs]
+    for path, said in zip(asked.configs, files, strict=True):
+        if not isinstance(said, Mapping):
+            raise ValueError(f"{path} is no config: it must map keys to values, got {said!r}.")
     return [*files, *({key: _followed(value, Path())} for key, value in asked.options.items())]
+
+
+def judging(asked: Asked) -> list[str]:
+    """The part of it that says how a run is tested, as arguments of ``test``, with the files' contents in them."""
+    words: list[str] = []
+    for each in contents(asked):
+        for key, value in each.items():
+            if key in JUDGING:
+                words += ["--config", yaml.safe_dump({key: value})]
+            elif key.split(".")[0] in JUDGING:
+                words += Asked(options={key: value}).words()
+    return words
 
 
 def training(said: list[Any]) -> list[Any]:
@@ -27,28 +46,38 @@ def training(said: list[Any]) -> list[Any]:
 
 
 def class_paths(said: Any) -> Iterator[str]:
-    """Every class that it names, and what looks like one: ``lightning_modules.ARD`` as the value of an option."""
+    """Every class that it names, and what looks like one: ``lightning_modules.ARD``, or ``ARD``, of an option."""
     if isinstance(said, Mapping):
         for value in said.values():
             yield from class_paths(value)
     elif isinstance(said, list):
         for value in said:
             yield from class_paths(value)
-    elif isinstance(said, str) and all(part.isidentifier() for part in said.split(".")) and "." in said:
+    elif isinstance(said, str) and all(part.isidentifier() for part in said.split(".")):
         yield said
 
 
-def _followed(value: Any, folder: Path) -> Any:
+def _followed(value: Any, folder: Path, above: tuple[Path, ...] = ()) -> Any:
     """A value with the contents of YAML files, named beside the file that names them, in their place."""
     if isinstance(value, Mapping):
-        return {key: _followed(each, folder) for key, each in value.items()}
+        return {key: _followed(each, folder, above) for key, each in value.items()}
     if isinstance(value, list):
-        return [_followed(each, folder) for each in value]
+        return [_followed(each, folder, above) for each in value]
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
         for path in (folder / value, Path(value)):
             if path.is_file():
-                return _followed(_parsed(path.read_text()), path.parent)
+                return _read(path, above)
     return value
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> Any:
+    if path in above:
+        raise ValueError(f"{path} names itself, by way of {', '.join(map(str, above))}.")
+    try:
+        said = _parsed(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    return _followed(said, path.parent, (*above, path))
 
 
 @cache

@@ -1,5 +1,6 @@
 """Hands a plan to Snakemake and watches what comes of it."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 from rich import get_console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from studies.plan import Plan, finished
@@ -26,6 +28,8 @@ def command(plan: Plan, profile: str, *more: str) -> list[str]:
     Raises:
         FileNotFoundError: where Snakemake is not installed, or there is no such profile.
     """
+    if set("{}") & set(str(plan.folder.absolute())):
+        raise ValueError(f"Braces are wildcards to Snakemake: give --runs a folder without them, not {plan.runs}.")
     beside = Path(sys.executable).with_name("snakemake")
     program = str(beside) if beside.exists() else shutil.which("snakemake")
     if program is None:
@@ -41,7 +45,7 @@ def command(plan: Plan, profile: str, *more: str) -> list[str]:
         # A killed Snakemake leaves its lock behind; ours, of every run, goes with the process.
         *("--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
         *more,
-        *("--config", f"plan={plan.file.absolute()}", f"python={sys.executable}", f"root={Path.cwd()}"),
+        *("--config", f"plan={json.dumps(str(plan.file.absolute()))}"),  # which Snakemake reads as YAML
     ]
 
 
@@ -83,4 +87,4 @@ def run(plan: Plan, profile: str) -> int:
 
 def _said(plan: Plan) -> str:
     failed = sum(planned.failed.exists() for planned in plan.cells.values())
-    return plan.study.name + (f" ({failed} failed)" if failed else "")
+    return escape(plan.study.name) + (f" ({failed} failed)" if failed else "")

@@ -1,7 +1,6 @@
 """What a study's finished runs say, by name and seed."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from attacks.records import Record
-from studies.plan import FACTS, Plan, Planned
+from studies.disk import FACTS, get
+from studies.plan import Plan, Planned
 
 COUNT = "count"  # the unit of what is counted, and so exact
 # What a fit itself says of its run, beside its tests' records: metric, key in its facts, unit, factor.
@@ -55,7 +55,7 @@ class Ran:
     def facts(self) -> dict[str, Any]:
         """What its fit was and took, as its worker wrote it; empty where it is not complete."""
         path = self.folder / FACTS
-        return json.loads(path.read_text()) if path.exists() else {}
+        return get(path) if path.exists() else {}
 
     @cached_property
     def records(self) -> dict[str, list[Record]]:
@@ -74,7 +74,8 @@ class Ran:
         if metric in OF_THE_FIT:
             key, unit, factor = OF_THE_FIT[metric]
             value = self.facts.get(key)
-            if value is None or model != "own":
+            # Of a resumed fit only the end was timed.
+            if value is None or model != "own" or (metric == "hours" and self.facts.get("resumed")):
                 return None
             return Record(metric, value * factor, 1, value * factor, value * factor, 0.0, unit=unit)
         return self._found(metric, judge, model)[1]

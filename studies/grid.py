@@ -92,13 +92,22 @@ def read(path: Path, recipe: str = "paper") -> Study:
     own = recipes.get(recipe) or {}
     _known(own, RECIPE, f"{path}, recipe {recipe}")
     merged = {**said, **{key: own[key] for key in own if key not in ("axes", "judge", "runs", "config", "set")}}
-    axes = {**(said.get("axes") or {}), **(own.get("axes") or {})}
-    judge = _judgings(said.get("judge") or {}, own.get("judge") or {}, path)
+    axes = {**_axes(said, "axes", f"{path}"), **_axes(own, "axes", f"{path}, recipe {recipe}")}
+    judge = _judgings(_mapping(said, "judge", f"{path}"), _mapping(own, "judge", f"{path}, recipe {recipe}"), path)
+    for entry in said["runs"]:
+        _known(entry, RUN, f"{path}, a run")
+        if not isinstance(entry.get("name"), str) or not entry["name"]:
+            raise ValueError(f"{path}: every run needs a name, {dict(entry)} has none.")
+    for pattern in _mapping(own, "runs", f"{path}, recipe {recipe}"):
+        if not any(fnmatchcase(entry["name"], str(pattern)) for entry in said["runs"]):
+            raise ValueError(f"{path}, recipe {recipe}: no run is called {pattern!r}.")
+    only = _list(own, "only", f"{path}, recipe {recipe}", ["*"])
+    seeds = _seeds(merged, f"{path}")
     cells = tuple(
         cell
         for entry in said["runs"]
-        if any(fnmatchcase(entry.get("name", ""), pattern) for pattern in own.get("only", ["*"]))
-        for cell in _cells(entry, own, axes, judge, merged.get("seeds", [0]), path)
+        if any(fnmatchcase(entry["name"], str(pattern)) for pattern in only)
+        for cell in _cells(entry, own, axes, judge, seeds, path)
     )
     checkpoint = merged.get("checkpoint", "best")
     if checkpoint not in ("best", "last"):
@@ -160,20 +169,21 @@ def _cells(
     path: Path,
 ) -> Iterator[Cell]:
     """An entry's runs, each with each of its seeds."""
-    _known(entry, RUN, f"{path}, run {entry.get('name', '')!r}")
-    template = entry.get("name")
-    if not isinstance(template, str) or not template:
-        raise ValueError(f"{path}: every run needs a name, {dict(entry)} has none.")
+    template = entry["name"]
     where = f"{path}, run {template!r}"
     asked = _asked(entry, where).then(_asked(recipe, where))
     for pattern, more in (recipe.get("runs") or {}).items():
         if fnmatchcase(template, pattern):
             asked = asked.then(_asked(more, where))
-    wanted = entry.get("judge", list(judge))
+    wanted = _list(entry, "judge", where, list(judge))
     if missing := [name for name in wanted if name not in judge]:
         raise ValueError(f"{where} is judged by {missing[0]!r}, the grid has {', '.join(judge) or 'none'}.")
-    own = [seed for seed in seeds if seed in entry.get("seeds", seeds)] or list(entry["seeds"])
-    for place in places(template, {**axes, **(entry.get("over") or {})}, entry.get("except") or ()):
+    listed = _seeds(entry, where) if "seeds" in entry else seeds
+    own = [seed for seed in seeds if seed in listed] or listed
+    without = _list(entry, "except", where, [])
+    if wrong := [each for each in without if not isinstance(each, Mapping)]:
+        raise ValueError(f"{where}: except lists combinations such as {{T: 40}}, got {wrong[0]!r}.")
+    for place in places(template, {**axes, **_axes(entry, "over", where)}, without):
         for seed in own:
             yield Cell(
                 name=str(filled(template, place, where)),
@@ -189,6 +199,9 @@ def _cells(
 
 def _judgings(said: Mapping[str, Any], recipe: Mapping[str, Any], path: Path) -> dict[str, Asked]:
     _known(recipe, set(said), f"{path}, judge of the recipe")
+    for name in said:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w .+-]{1,60}", name):
+            raise ValueError(f"{path}: the judging {name!r} names a folder: letters, digits and '_ .+-' only.")
     for name, entry in [*said.items(), *recipe.items()]:
         _known(entry or {}, {"config", "set"}, f"{path}, judge {name}")
     return {
@@ -199,10 +212,42 @@ def _judgings(said: Mapping[str, Any], recipe: Mapping[str, Any], path: Path) ->
 
 def _asked(entry: Mapping[str, Any], where: str) -> Asked:
     files = entry.get("config") or []
-    options = entry.get("set") or {}
-    if not isinstance(options, Mapping):
-        raise ValueError(f"{where}: set maps options to values, got {options!r}.")
-    return Asked(tuple([files] if isinstance(files, str) else files), options)
+    files = [files] if isinstance(files, str) else files
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise ValueError(f"{where}: config names a file, or a list of them, got {entry['config']!r}.")
+    options = _mapping(entry, "set", where)
+    if wrong := [key for key in options if not isinstance(key, str)]:
+        raise ValueError(f"{where}: set maps options to values, {wrong[0]!r} is no option.")
+    return Asked(tuple(files), options)
+
+
+def _mapping(said: Mapping[str, Any], key: str, where: str) -> Mapping[Any, Any]:
+    value = said.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: {key} must map names to values, got {value!r}.")
+    return value
+
+
+def _list(said: Mapping[str, Any], key: str, where: str, default: list[Any]) -> list[Any]:
+    value = said.get(key, default)
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: {key} must be a list, got {value!r}.")
+    return value
+
+
+def _axes(said: Mapping[str, Any], key: str, where: str) -> dict[str, list[Any]]:
+    axes = _mapping(said, key, where)
+    for axis in axes:
+        if not isinstance(axis, str) or not _list(axes, axis, f"{where}, {key}", []):
+            raise ValueError(f"{where}: {key} maps names to the values of an axis, {axis!r} has none.")
+    return dict(axes)
+
+
+def _seeds(said: Mapping[str, Any], where: str) -> list[int]:
+    seeds = _list(said, "seeds", where, [0])
+    if not seeds or any(not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 for seed in seeds):
+        raise ValueError(f"{where}: seeds must be a list of integers of at least 0, got {seeds!r}.")
+    return seeds
 
 
 def _check(study: Study, path: Path) -> None:
@@ -243,6 +288,6 @@ def _known(said: Mapping[str, Any], known: set[str], where: str) -> None:
 
 def _count(said: Mapping[str, Any], key: str, path: Path) -> int:
     value = said.get(key, 1)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{path}: {key} must be an integer of at least 1, got {value!r}.")
     return value

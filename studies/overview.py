@@ -1,6 +1,5 @@
 """What a person is told of a plan: its size, what is there, what failed, about how long the rest takes."""
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping
@@ -9,9 +8,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich import get_console
+from rich.markup import escape
 from rich.table import Table
 
-from studies.plan import FACTS, Plan, Planned
+from studies.disk import FACTS, get, lock_of, running_lock_of
+from studies.plan import Plan, Planned
 
 STATES = ("done", "running", "failed", "skipped", "waiting")
 
@@ -23,19 +24,18 @@ def show_plan(plan: Plan) -> None:
     fits = sum(not planned.trained for planned in cells)
     tests = sum(not folder.exists() for planned in cells for folder in planned.judgings.values())
     groups = sum(not all(plan.cells[id].done for id in group.cells) for group in plan.groups)
-    say = get_console().print
-    say(f"[bold]{study.title}[/] ({study.name}, recipe {study.recipe}; {study.source})")
-    say(f"{len(cells)} runs in {len(plan.groups)} jobs; {len(cells) - len(missing)} complete.")
+    _say(f"{study.title} ({study.name}, recipe {study.recipe}; {study.source})")
+    _say(f"{len(cells)} runs in {len(plan.groups)} jobs; {len(cells) - len(missing)} complete.")
     if not missing:
         return
-    say(f"To do: {fits} fits and {tests} tests of {len(missing)} runs, in {groups} jobs.")
+    _say(f"To do: {fits} fits and {tests} tests of {len(missing)} runs, in {groups} jobs.")
     seconds, unknown = estimate(missing, plan.runs / "studies" / "cells")
     if unknown < len(missing):
         like = "those that finished runs are like" if unknown else "all of it, by finished runs like these"
-        say(f"About {clock(seconds)} of one job's time for {like}.")
+        _say(f"About {clock(seconds)} of one job's time for {like}.")
     if unknown:
-        say(f"No run like {unknown} of them is complete: how long those take is not known yet.")
-    say(outline(missing))
+        _say(f"No run like {unknown} of them is complete: how long those take is not known yet.")
+    get_console().print(outline(missing))
 
 
 def estimate(missing: list[Planned], cells: Path) -> tuple[float, int]:
@@ -47,12 +47,12 @@ def estimate(missing: list[Planned], cells: Path) -> tuple[float, int]:
     fits: dict[object, list[float]] = {}
     tests: dict[object, list[float]] = {}
     for path in cells.glob(f"*/{FACTS}"):
-        facts = json.loads(path.read_text())
+        facts = get(path)
         kinds = (facts["name"], configs(facts["words"]))
-        for kind in kinds:
+        for kind in () if facts["resumed"] else kinds:  # of a resumed fit only the end was timed
             fits.setdefault(kind, []).append(facts["seconds"])
         for judged in path.parent.glob(f"judgings/*/{FACTS}"):
-            took = json.loads(judged.read_text())["seconds"]
+            took = get(judged)["seconds"]
             for kind in kinds:
                 tests.setdefault((kind, judged.parent.name.rsplit("-", 2)[0]), []).append(took)
     total, unknown = 0.0, 0
@@ -82,7 +82,7 @@ def outline(missing: list[Planned]) -> Table:
     for name, runs in seeds.items():
         fits = sum(not planned.trained for planned in runs)
         tests = [judging for judging, folder in runs[0].judgings.items() if not folder.exists()]
-        table.add_row(name, ", ".join(str(run.cell.seed) for run in runs), str(fits or ""), ", ".join(tests))
+        table.add_row(escape(name), ", ".join(str(run.cell.seed) for run in runs), str(fits or ""), ", ".join(tests))
     return table
 
 
@@ -90,30 +90,39 @@ def show_status(plan: Plan) -> int:
     """Prints how many runs are in which state, and what is known of those that are neither done nor waiting."""
     states = {id: state(plan, planned) for id, planned in plan.cells.items()}
     counts = Counter(states.values())
-    get_console().print(f"{plan.study.name}: " + ", ".join(f"{counts[each]} {each}" for each in STATES if counts[each]))
+    _say(f"{plan.study.name}: " + ", ".join(f"{counts[each]} {each}" for each in STATES if counts[each]))
     running = [id for id, each in states.items() if each == "running"]
     if running:
-        get_console().print(f"Running: {'; '.join(running)}")
+        _say(f"Running: {'; '.join(running)}")
     _failures(plan, states)
     return 1 if counts["failed"] else 0
 
 
-def show_outcome(plan: Plan) -> int:
-    """Prints which runs failed or are missing after a run; 1 where there are any."""
+def show_outcome(plan: Plan, snakemake: int) -> int:
+    """Prints which runs failed or are missing after a run; 1 where there are any.
+
+    Args:
+        plan: the study and its places.
+        snakemake: the status that Snakemake ended with.
+    """
     states = {id: state(plan, planned) for id, planned in plan.cells.items()}
     counts = Counter(states.values())
     if counts["done"] == len(states):
         return 0
     _failures(plan, states)
     rest = counts["waiting"] + counts["running"]
+    log = plan.folder / "logs" / "snakemake.log"
+    if rest and snakemake and log.exists():
+        said = [line for line in log.read_text().splitlines() if "rror" in line] or ["it does not say why"]
+        _say(f"Snakemake ended with status {snakemake}: {said[-1].strip()} (log: {log})")
     if rest:
-        get_console().print(f"{rest} runs have not been run, because their jobs were ended:")
+        _say(f"{rest} runs have not been run.")
         for group in plan.groups:
             log = plan.folder / "logs" / f"{group.name}.log"
             if not group.index.exists() and log.exists():
                 said = log.read_text().strip().splitlines() or ["it said nothing"]
-                get_console().print(f"[red]ended[/] {group.name}: {said[-1]} (log: {log})")
-    get_console().print("The same command tries again what failed and goes on with the rest.")
+                _say(f"ended {group.name}: {said[-1]} (log: {log})", "red")
+    _say("The same command tries again what failed and goes on with the rest.")
     return 1
 
 
@@ -121,8 +130,7 @@ def state(plan: Plan, planned: Planned) -> str:
     """One of :data:`STATES`; a run whose lock is held is running."""
     if planned.done:
         return "done"
-    lock = planned.folder.parent / f".{planned.folder.name}.lock"
-    if lock.exists():
+    for lock in filter(Path.exists, (lock_of(planned.folder), running_lock_of(planned.folder))):
         try:
             with FileLock(lock, timeout=0):
                 pass
@@ -133,14 +141,19 @@ def state(plan: Plan, planned: Planned) -> str:
     return "skipped" if plan.skipped_for(planned) else "waiting"
 
 
+def _say(text: str, style: str | None = None) -> None:
+    """Prints text as it is: brackets in it are nobody's markup."""
+    get_console().print(text, style=style, markup=False, highlight=False)
+
+
 def _failures(plan: Plan, states: Mapping[str, str]) -> None:
     """Prints what failed, at which step, with its log, and whose teacher is at fault for what was skipped."""
     for id, planned in plan.cells.items():
         failure, teacher = planned.failure, plan.skipped_for(planned)
         if states[id] == "failed" and failure:
-            get_console().print(f"[red]failed[/] {id}, {failure['step']}: {failure['said']} (log: {failure['log']})")
+            _say(f"failed {id}, {failure['step']}: {failure['said']} (log: {failure['log']})", "red")
         elif states[id] == "skipped" and teacher:
-            get_console().print(f"[yellow]skipped[/] {id}: its teacher {teacher.cell.id} failed")
+            _say(f"skipped {id}: its teacher {teacher.cell.id} failed", "yellow")
 
 
 def clock(seconds: float) -> str:

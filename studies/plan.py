@@ -9,24 +9,26 @@ was made for::
     RUNS/studies/cells/KEY-CODE/judgings/NAME-KEY-CODE/  a test's, likewise
     RUNS/studies/cells/.KEY-CODE.partial/              a fit that has begun
     RUNS/studies/logs/KEY-CODE.log                     what both printed, and KEY-CODE.failed.json where one failed
-    RUNS/studies/STUDY-RECIPE/                         plan.json, indexes of finished groups, logs, the report
+    RUNS/studies/STUDY-RECIPE/                         plans, indexes of finished groups, logs, the report
 """
 
-import hashlib
-import json
-import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from studies.cells import Cell, Study
 from studies.code import EVALUATION, code_key
-from studies.contents import class_paths, contents, training
+from studies.contents import JUDGING, class_paths, contents, judging, training
+from studies.disk import get, key_of, log_of, partial, put
 
 # What every fit runs through, and what a flavour may stand for.
-TRAINING = ("lightning_modules.Teacher", "lightning_modules.DefensiveDistillation", "lightning_modules.flavours")
-FACTS = "cell.json"  # of a finished fit: what it was, what it took, how large its network is
+TRAINING = (
+    *("lightning_modules.Teacher", "lightning_modules.DefensiveDistillation", "lightning_modules.flavours"),
+    "lightning_modules.averaging",  # --ema
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Planned:
     @property
     def failure(self) -> dict[str, Any] | None:
         """What its last attempt said, where it failed: ``said``, ``log`` and ``step``."""
-        return None if self.done or not self.failed.exists() else json.loads(self.failed.read_text())
+        return None if self.done or not self.failed.exists() else get(self.failed)
 
     @property
     def failed(self) -> Path:
@@ -105,9 +107,20 @@ class Plan:
     cells: Mapping[str, Planned]
     groups: tuple[Group, ...]
 
+    @cached_property
+    def said(self) -> dict[str, Any]:
+        """What the workers need."""
+        jobs = {id: self._job(planned) for id, planned in self.cells.items()}
+        groups = [
+            {"name": g.name, "cells": g.cells, "needs": g.needs, "index": str(g.index.absolute())} for g in self.groups
+        ]
+        said = {"study": self.study.name, "recipe": self.study.recipe, "threads": self.study.threads}
+        return said | {"root": str(Path.cwd()), "python": sys.executable, "cells": jobs, "groups": groups}
+
     @property
     def file(self) -> Path:
-        return self.folder / "plan.json"
+        """Of its own for every grid: what is being run goes by the one that it began with."""
+        return self.folder / f"plan-{key_of(self.said)}.json"
 
     def ancestors(self, planned: Planned) -> Iterator[Planned]:
         """Its teacher, that one's teacher, and so on."""
@@ -120,14 +133,12 @@ class Plan:
         return next((each for each in self.ancestors(planned) if not each.trained and each.failure), None)
 
     def write(self) -> None:
-        """Writes what the workers need, whole or not at all, and forgets indexes of groups with something to do."""
-        jobs = {id: self._job(planned) for id, planned in self.cells.items()}
-        groups = [
-            {"name": g.name, "cells": g.cells, "needs": g.needs, "index": str(g.index.absolute())} for g in self.groups
-        ]
-        said = {"study": self.study.name, "recipe": self.study.recipe, "threads": self.study.threads}
+        """Writes what the workers need, whole or not at all."""
         self.folder.joinpath("indexes").mkdir(parents=True, exist_ok=True)
-        put(self.file, said | {"cells": jobs, "groups": groups})
+        put(self.file, self.said)
+
+    def forget(self) -> None:
+        """Forgets the indexes of groups with something to do."""
         for group in self.groups:
             if not all(self.cells[id].done for id in group.cells):
                 group.index.unlink(missing_ok=True)
@@ -139,6 +150,7 @@ class Plan:
             "seed": cell.seed,
             "axes": cell.axes,
             "words": cell.asked.words(),
+            "judged": judging(cell.asked),
             "folder": str(planned.folder.absolute()),
             "teacher": planned.teacher and str(self.cells[planned.teacher].folder.absolute()),
             "checkpoint": self.study.checkpoint,
@@ -216,13 +228,10 @@ def _folder(cell: Cell, learned: list[str] | None, root: Path, any_code: bool) -
 
 def _judging(name: str, cell: Cell, checkpoint: str, root: Path, any_code: bool) -> Path:
     # A test's settings are those of the fit's own config, with the judging's behind them.
-    said = [*(_judged(each) for each in contents(cell.asked)), *contents(cell.judgings[name])]
-    key = key_of([said, checkpoint])
-    return _place(root, f"{name}-{key}", code_key([*EVALUATION, *class_paths(said)]), any_code)
-
-
-def _judged(each: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in each.items() if key.split(".")[0] in ("suite", "interpret", "shift")}
+    own = [{key: each[key] for key in each if key.split(".")[0] in JUDGING} for each in contents(cell.asked)]
+    said = contents(cell.judgings[name])
+    key = key_of([own, said, checkpoint])
+    return _place(root, f"{name}-{key}", code_key([*EVALUATION, *class_paths(own + said)]), any_code)
 
 
 def _place(root: Path, key: str, code: str, any_code: bool) -> Path:
@@ -248,28 +257,6 @@ def _groups(cells: Mapping[str, Planned], size: int, indexes: Path) -> Iterator[
             needs = sorted({home[teacher] for id in part if (teacher := cells[id].teacher)})
             places = [[str(cells[id].folder), *map(str, cells[id].judgings.values())] for id in part]
             yield Group(name, tuple(part), tuple(needs), indexes / f"{name}-{key_of(places)}.json")
-
-
-def partial(folder: Path) -> Path:
-    """Where what becomes a folder is worked on."""
-    return folder.with_name(f".{folder.name}.partial")
-
-
-def log_of(folder: Path) -> Path:
-    """What a cell's fit and tests print."""
-    return folder.parents[1] / "logs" / f"{folder.name}.log"
-
-
-def key_of(said: Any) -> str:
-    """Hash of plain values, as 12 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def put(path: Path, said: Any) -> None:
-    """Writes JSON, whole or not at all."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(json.dumps(said, indent=1) + "\n")
-    os.replace(new, path)
 
 
 def finished(cells: Iterable[Planned]) -> int:

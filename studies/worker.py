@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,12 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock
 
-from lightning_modules.on_demand import COMPLETE, MAIN, RUN_FOLDER, checkpoint_in
+from lightning_modules.on_demand import COMPLETE, LOCK, MAIN, RUN_FOLDER, checkpoint_in
 from networks.checkpoint import load_network
 from networks.counts import multiply_adds, parameters
-from studies.plan import FACTS, log_of, partial, put
+from studies.contents import JUDGING
+from studies.disk import FACTS, WANDB, lock_of, log_of, partial, put, running_lock_of
 from studies.runs import UNASKED, printing_to
 
 TRAINED_ONLY = ("--trainer.limit_test_batches", "0", *UNASKED)  # judged afterwards, by tests of their own
@@ -46,11 +49,13 @@ def main(plan: Path, group: str) -> int:
 def run(job: dict[str, Any], study: str) -> str:
     """Fits and judges a cell unless that has been done: ``done``, ``failed`` or ``skipped``."""
     folder = Path(job["folder"])
-    working, log = partial(folder), log_of(folder)
+    working, log, at_first = partial(folder), log_of(folder), signal.getsignal(signal.SIGINT)
     failed = log.with_suffix(".failed.json")
     for parent in (folder.parent, log.parent):
         parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):  # another study may have the same cell
+    with FileLock(lock_of(folder)):  # another study may have the same cell
+        with FileLock(running_lock_of(folder)):
+            pass  # a process whose worker was killed may still be at it
         if job["teacher"] and not Path(job["teacher"]).exists():
             return "skipped"
         failed.unlink(missing_ok=True)
@@ -62,9 +67,11 @@ def run(job: dict[str, Any], study: str) -> str:
             for step, judging in job["judgings"].items():
                 if not Path(judging["folder"]).exists():
                     _named(job, step)
-                    _test(judging, folder, job["checkpoint"], job["alone"])
+                    _test(judging, folder, job)
         except (Exception, SystemExit) as error:
-            if getattr(error, "code", None) == STOPPED:
+            # Lightning ends a fit that Ctrl-C stops with an ordinary status, and ignores the signal from then on.
+            interrupted = signal.getsignal(signal.SIGINT) == signal.SIG_IGN != at_first
+            if interrupted or getattr(error, "code", None) == STOPPED:
                 raise  # by whoever started this: no fault of the cell, which goes on another time
             # One cell's fault is no other's; what it was is kept, told by `run` and `status`, and shown in the report.
             put(failed, {"said": _sentence(error, log), "log": str(log), "step": step})
@@ -102,17 +109,20 @@ def _fit(job: dict[str, Any], study: str, working: Path, folder: Path) -> None:
     os.rename(working, folder)
 
 
-def _test(judging: dict[str, Any], fit: Path, checkpoint: str, alone: bool) -> None:
+def _test(judging: dict[str, Any], fit: Path, job: dict[str, Any]) -> None:
     """Judges a fit's weights, in a partial of its own, and renames it when it is complete."""
     folder = Path(judging["folder"])
     working = partial(folder)
     if working.exists():
         shutil.rmtree(working)  # of a test that was stopped; what its attacks had finished lies beside it
     working.mkdir(parents=True)
-    weights = _weights(fit, checkpoint)
-    words = ["test", "--config", str(fit / "config.yaml"), "--ckpt_path", str(weights), *JUDGED, *judging["words"]]
+    weights = _weights(fit, job["checkpoint"])
+    # The fit may have been made for another study, whose suite is not this one's.
+    trained = yaml.safe_load((fit / "config.yaml").read_text())
+    trained = {key: value for key, value in trained.items() if key not in JUDGING}
+    words = ["test", "--config", yaml.safe_dump(trained), *job["judged"], "--ckpt_path", str(weights)]
     began = time.monotonic()
-    _main(words, working, log_of(fit), alone)
+    _main([*words, *JUDGED, *judging["words"]], working, log_of(fit), job["alone"])
     took = {"seconds": time.monotonic() - began}
     put(working / FACTS, took | {"words": judging["words"], "checkpoint": weights.stem})
     os.rename(working, folder)
@@ -132,13 +142,17 @@ def _main(words: Sequence[str], folder: Path, log: Path, alone: bool) -> None:
         log: what it prints is added to this.
         alone: in a process of its own, which several devices need and which frees what it held.
     """
-    wandb = "true" if os.environ.get("WANDB_RUN_GROUP") else "false"
+    wandb = "true" if os.environ.get(WANDB) else "false"
     words = [*words, "--wandb", wandb, "--trainer.enable_progress_bar", "false"]
     os.environ[RUN_FOLDER] = str(folder)
     try:
         if alone:
+            cell = folder if folder.parent.name == "cells" else folder.parents[1]
+            running = running_lock_of(cell.with_name(cell.name.removeprefix(".").removesuffix(".partial")))
+            more = {LOCK: str(running), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             with log.open("a") as file:
-                done = subprocess.run([sys.executable, str(MAIN), *words], stdout=file, stderr=file, check=False)
+                command = [sys.executable, str(MAIN), *words]
+                done = subprocess.run(command, stdout=file, stderr=file, env={**os.environ, **more}, check=False)
             if done.returncode:
                 raise SystemExit(done.returncode)
         else:
@@ -161,12 +175,15 @@ def _size(checkpoint: Path) -> dict[str, int]:
 def _sentence(error: BaseException, log: Path) -> str:
     """What went wrong; of a command line that ended itself, the last thing that it printed."""
     if isinstance(error, SystemExit):
+        if isinstance(error.code, int) and error.code < 0:
+            return f"Its process was killed by {signal.Signals(-error.code).name}, often for want of memory."
         said = [line.strip() for line in log.read_text().splitlines() if line.strip()]
         return said[-1].removeprefix("Error: ") if said else f"It ended with status {error.code}."
     return str(error).strip() or type(error).__name__
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(MAIN.parent))  # before a person's own main.py
     parser = argparse.ArgumentParser(prog="python -m studies.worker", description="Runs one group of a study's cells.")
     parser.add_argument("plan", type=Path)
     parser.add_argument("group")

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from studies.disk import FACTS
 from studies.gather import Ran, Results
-from studies.plan import FACTS
 
 WORST_FIRST = ("misleading", "suspicious", "skipped", "fine")
 ENVIRONMENT = "environment.json"

@@ -51,7 +51,7 @@ def html(report: Report) -> str:
 
 def markdown(report: Report) -> str:
     """The same in Markdown, with figures beside it."""
-    text = _render("page.md.j2", report, False)
+    text = re.sub(r"<(?=[a-zA-Z/!])", "&lt;", _render("page.md.j2", report, False))  # what would be read as HTML
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

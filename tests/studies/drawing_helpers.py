@@ -12,9 +12,10 @@ from study_helpers import checkpoint
 
 from attacks.records import Record, write_records
 from datamodules import Images
+from studies.disk import FACTS, put
 from studies.drawings import Drawn, draw
 from studies.gather import Results
-from studies.plan import FACTS, Plan, Planned, put
+from studies.plan import Plan, Planned
 
 RING = {"class_path": "datamodules.ToyRing", "init_args": {}}
 DIGITS = {"class_path": "datamodules.Digits", "init_args": {}}

@@ -11,9 +11,10 @@ import yaml
 from pyarrow import parquet
 
 from attacks.records import Record, share, write_records
+from studies.disk import FACTS, put
 from studies.gather import Results
 from studies.grid import read
-from studies.plan import FACTS, Plan, Planned, plan, put
+from studies.plan import Plan, Planned, plan
 
 RUNS = [
     {"name": "teacher", "seeds": [0]},

@@ -111,8 +111,22 @@ def test_places_are_the_product_of_the_named_axes(axes):
         (changed_run(config="configs/nothing.yaml"), "needs the config configs/nothing.yaml"),
         (changed_run(name="{depth}"), "names an axis depth"),
         (changed_run(judge=["taste"]), "judged by 'taste', the grid has attacks, others"),
-        (changed_run(colour=1), "run '{size} at {T}' has no 'colour'"),
-        (changed_run(set=[1]), "set maps options to values"),
+        (changed_run(colour=1), "a run has no 'colour'"),
+        (changed_run(set=[1]), "set must map names to values, got [1]"),
+        (changed_run(set={1: 2}), "1 is no option"),
+        (changed_run(config=5), "config names a file, or a list of them, got 5"),
+        (changed_run(over=[1]), "over must map names to values"),
+        (changed_run(seeds=3), "seeds must be a list, got 3"),
+        (changed_run(**{"except": {"T": 1}}), "except must be a list"),
+        ({"runs": ["teacher"]}, "must map keys to values, got 'teacher'"),
+        ({"seeds": []}, "seeds must be a list of integers of at least 0, got []"),
+        ({"seeds": "01"}, "seeds must be a list, got '01'"),
+        ({"seeds": [0.5]}, "integers of at least 0, got [0.5]"),
+        ({"axes": {"T": 5}}, "T must be a list, got 5"),
+        ({"axes": {"T": []}}, "'T' has none"),
+        ({"judge": ["attacks"]}, "judge must map names to values"),
+        ({"judge": {"a/b": {}}}, "'a/b' names a folder"),
+        ({"group": True}, "group must be an integer of at least 1, got True"),
         (changed_run(set={"flavour.name": "FT_tempX"}), "none of the 20 flavours"),
         ({"runs": [{"name": "a"}]}, "'a' names no config"),
         ({"checkpoint": "first"}, "best or last, got 'first'"),
@@ -123,6 +137,26 @@ def test_places_are_the_product_of_the_named_axes(axes):
 def test_what_is_no_grid_is_refused(written, changes, said):
     with pytest.raises((ValueError, OSError), match=re.escape(said)):
         read(written(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"only": "teach*"}, "only must be a list, got 'teach*'"),
+        ({"runs": {"KD*": {}}}, "no run is called 'KD*'"),
+        ({"axes": [1]}, "axes must map names to values"),
+        ({"only": ["nobody"]}, "leaves no run"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(written, changes, said):
+    recipe = {**GRID["recipes"]["quick"], **changes}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read(written(recipes={"quick": recipe}), "quick")
+
+
+def test_what_begins_with_a_dash_is_no_option(written):
+    cell = read(written(**changed_run(set={"model.optimizer.lr": -1.0e-5}))).cells[-1]
+    assert cell.asked.words()[-1] == "--model.optimizer.lr=-1.0e-05"
 
 
 def test_what_there_is_not_is_named(tmp_path, written):

@@ -80,7 +80,9 @@ def test_grid_is_read_and_laid_out(path, recipe, at_root) -> None:
     assert {cell.teacher is None for cell in found.cells} == {True, False}
     layout.check(found)
     drawings.check(found)
-    assert layout.tables(found) and layout.claims(found) and found.figures
+    assert layout.tables(found)
+    assert layout.claims(found)
+    assert found.figures
 
 
 @pytest.mark.parametrize(

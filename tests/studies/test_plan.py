@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from studies import code
 from studies import plan as planning
+from studies.disk import FACTS, log_of, partial
 from studies.grid import read
 from studies.overview import clock, estimate, state
-from studies.plan import FACTS, log_of, partial, plan
+from studies.plan import plan
 
 NETWORK = {"class_path": "networks.MLP", "init_args": {"widths": [16]}}
 
@@ -61,6 +63,7 @@ def finish(found, only=None):
             for number, folder in enumerate([each.folder, *each.judgings.values()], 1):
                 folder.mkdir(parents=True, exist_ok=True)
                 facts = {"name": each.cell.name, "words": each.cell.asked.words(), "seconds": 10.0**number}
+                facts["resumed"] = False
                 (folder / FACTS).write_text(json.dumps(facts))
 
 
@@ -129,6 +132,50 @@ def test_changed_code_trains_what_it_concerns_again_unless_told_not_to(files, mo
     assert all(each.folder.exists() for each in before.cells.values())  # nothing is lost
 
 
+def test_a_class_of_ones_own_is_read_too(files):
+    Path("my_network.py").write_text("from my_layers import Layer\nclass Net: ...\n")
+    Path("my_layers.py").write_text("class Layer: ...\n")
+    files["runs"][0]["set"] = {"model.network": "my_network.Net"}
+    write(files)
+    before = fits(planned())
+    Path("my_layers.py").write_text("class Layer:\n    width = 1\n")
+    for known in (code._imports, code._tree, code._meaning):
+        known.cache_clear()  # a command reads every file once
+    assert not set(before.values()) & set(fits(planned()).values())
+
+
+def test_a_config_that_names_itself_is_refused(files):
+    Path("network.yaml").write_text(yaml.safe_dump({"again": "network.yaml"}))
+    with pytest.raises(ValueError, match=r"network.yaml names itself"):
+        planned()
+    Path("network.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"network.yaml is no YAML"):
+        planned()
+    Path("network.yaml").write_text("")
+    Path("config.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"config.yaml is no config"):
+        planned()
+
+
+def test_a_run_tells_its_tests_its_own_suite_with_its_contents(files):
+    """The fit may have been made for a study with another."""
+    files["runs"][0]["set"] = {"suite": "suite.yaml", "suite.images": 7, "trainer.max_epochs": 2}
+    write(files)
+    found = planned()
+    first, second, *rest = found.said["cells"]["teacher #0"]["judged"]
+    assert (first, yaml.safe_load(second)) == ("--config", {"suite": {"attacks": [{"class_path": "attacks.FGSM"}]}})
+    assert yaml.safe_load(rest[1]) == yaml.safe_load(second)
+    assert rest[2:] == ["--suite.images", "7"]
+
+
+def test_plans_of_other_grids_lie_beside_each_other(files):
+    first = planned()
+    files["runs"][0]["set"] = {"trainer.max_epochs": 2}
+    write(files)
+    assert planned().file != first.file
+    assert planned().file.parent == first.file.parent
+
+
 def test_a_seed_of_a_teacher_serves_all_its_students(files):
     files["runs"][0]["seeds"] = [0]
     write(files)
@@ -171,6 +218,8 @@ def test_an_index_of_a_group_with_something_to_do_is_forgotten(files):
         group.index.write_text("{}")
     finish(found, {"teacher #0"})
     planned().write()
+    assert all(group.index.exists() for group in found.groups)  # what runs now is not disturbed by a plan
+    planned().forget()
     kept = [group.cells for group in found.groups if group.index.exists()]
     assert kept == [("teacher #0",)]
     said = json.loads(found.file.read_text())
