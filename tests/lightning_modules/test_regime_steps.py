@@ -188,9 +188,9 @@ def passes(module: nn.Module) -> Iterator[Cost]:
 
 def cost_of(regime: Regime, batch: Batch) -> tuple[Cost, Cost]:
     """Of a step and its backward: the student's passes and the teacher's."""
-    teacher = regime.teacher.module if type(regime) in DISTILLERS else nn.Identity()
     for source in regime.noise:
         source.on_teacher(regime.teacher)
+    teacher = regime.teacher.answering(batch.x) if type(regime) in DISTILLERS else nn.Identity()
     with passes(regime.network) as student, passes(teacher) as asked:
         loss, _ = regime.step(batch, 0)
         loss.backward()
@@ -320,7 +320,7 @@ def test_the_docstring_says_what_a_step_costs(batch, wrn_teacher, regime):
 )
 def test_passes_of_a_mini_batchs_replays(wrn_teacher, tmp_path, regime, options, expected, replays):
     """The teacher is asked once, the student as often as the mini-batch is seen."""
-    built = build(regime, wrn_teacher, replays=replays, **options)
+    built = build(regime, wrn_teacher, replays=replays, folding=False, **options)
     built.setup("fit")  # whose probe of the teacher is a forward too
     teacher = built.teacher.module if regime is FastARD else nn.Identity()
     starts: list[Tensor] = []

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -29,7 +30,7 @@ pytestmark = [
 
 RING = "configs/flavours_ring.yaml"
 SHORT = {"trainer.max_epochs": 6}
-GRID = {
+GRID: dict[str, Any] = {
     "title": "A short one",
     "seeds": [0, 1],
     "checkpoint": "last",
@@ -171,3 +172,39 @@ def test_bad_words_are_one_sentence(study):
     assert said.startswith("Error: ")
     assert "has no recipe quick: there are paper" in said
     assert "Traceback" not in said
+
+
+def test_a_fit_that_another_study_made_is_tested_by_this_ones_suite(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = []
+    for eps in (0.01, 2.0):
+        suite = {"threat": {"norm": "linf", "eps": eps}, "attacks": [{"class_path": "attacks.FGSM"}]}
+        path = tmp_path / "suites.yaml"
+        runs = [{**GRID["runs"][0], "set": {**GRID["runs"][0]["set"], "suite": suite}}]
+        path.write_text(yaml.safe_dump({**GRID, "seeds": [0], "runs": runs, "judge": {"own": {}}}))
+        planned = plan(read(path), tmp_path / "runs")
+        planned.write()
+        assert worker.main(planned.file, "group_0_0") == 0
+        (cell,) = planned.cells.values()
+        with (cell.judgings["own"] / "results.csv").open() as file:
+            found.append({row["metric"]: row["threat"] for row in csv.DictReader(file)})
+    assert len(complete(tmp_path / "runs")) == 3  # one fit, two tests
+    assert [each["FGSM"] for each in found] == ["linf 0.01", "linf 2"]
+
+
+def test_ctrl_c_ends_it_and_is_no_failure(study):
+    long = {"flavour.name": "RT_temp1", "trainer.max_epochs": 3000}
+    grid = {**GRID, "tables": [], "runs": [{**GRID["runs"][0], "set": long}]}
+    process = study.start("run", grid=grid)
+    cells = study.folder / "runs" / "studies" / "cells"
+    while not [*cells.glob(".*.partial/checkpoints/last.ckpt")]:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said, _ = process.communicate()
+    assert "Interrupted; the same command goes on" in said
+    assert process.returncode == 1
+    assert time.monotonic() - began < 100  # 3,000 epochs take longer
+    status, said = study("status", grid=grid)
+    assert (status, "2 waiting" in said) == (0, True), said
