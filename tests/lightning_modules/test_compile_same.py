@@ -1,5 +1,6 @@
 """A compiled fit learns what one without learns."""
 
+import shutil
 from functools import partial
 
 import pytest
@@ -12,6 +13,9 @@ from torch import nn
 from lightning_modules import ARD, AdversarialTraining
 from lightning_modules.averaging import Averaging
 
+by_inductor = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler"
+)
 SGD = partial(torch.optim.SGD, lr=0.01)
 
 
@@ -39,6 +43,7 @@ def gradients(regime, x, y):
     return [x.grad, *(parameter.grad for parameter in regime.network.parameters())]
 
 
+@by_inductor
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [*CRAFTING.values(), {"network": wrn}], ids=[*CRAFTING, "WRN-10-1"])
 def test_what_is_compiled_agrees_with_what_is_not(options, batch):
@@ -75,6 +80,7 @@ def test_a_fit_that_goes_on_is_the_fit_that_was_never_stopped(averaged, mlp_teac
     assert ("averaging_state" in whole) == averaged
 
 
+@by_inductor
 @pytest.mark.slow
 def test_two_processes_train_as_without(at_root, tmp_path):
     """Through the command line, by inductor, and tested afterwards."""

@@ -7,8 +7,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from main_helpers import ROOT
 
-from studies.grid import filled, find, places, read
+from studies.grid import FOLDER, RECIPES, filled, find, places, read
 
 CONFIG = "configs/flavours_ring.yaml"
 GRID = {
@@ -168,3 +169,11 @@ def test_what_there_is_not_is_named(tmp_path, written):
     broken.write_text("a: [")
     with pytest.raises(ValueError, match="is no YAML"):
         read(broken)
+
+
+def test_the_docs_name_every_grid_and_its_runs(at_root):
+    shown = (ROOT / "docs" / "grids.md").read_text()
+    for path in sorted(FOLDER.glob("*.yaml")):
+        runs = " / ".join(str(len(read(path, recipe).cells)) for recipe in RECIPES)
+        assert f"| `{path.stem}` |" in shown
+        assert re.search(rf"^\| `{path.stem}` \|.*\| {runs} \|$", shown, re.MULTILINE)
