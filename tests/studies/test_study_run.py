@@ -22,6 +22,7 @@ from studies.plan import plan
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),  # many processes, each of which imports torch
     pytest.mark.skipif(
         not (Path(sys.executable).with_name("snakemake").exists() or shutil.which("snakemake")),
         reason="Snakemake is not installed: pip install -e '.[study]'",
@@ -104,7 +105,6 @@ def whole(folder):
     assert main(["report", str(folder / "short.yaml"), "--runs", str(folder / "whole")]) == 0
 
 
-@pytest.mark.timeout(900)  # some ten processes, each of which imports torch
 def test_a_study_that_was_killed_ends_with_the_same_figures_and_repeats_nothing(study):
     whole(study.folder)
     process = study.start("run")
@@ -193,18 +193,16 @@ def test_a_fit_that_another_study_made_is_tested_by_this_ones_suite(tmp_path, mo
 
 
 def test_ctrl_c_ends_it_and_is_no_failure(study):
-    long = {"flavour.name": "RT_temp1", "trainer.max_epochs": 3000}
+    long = {"flavour.name": "RT_temp1", "trainer.max_epochs": 100000}
     grid = {**GRID, "tables": [], "runs": [{**GRID["runs"][0], "set": long}]}
     process = study.start("run", grid=grid)
     cells = study.folder / "runs" / "studies" / "cells"
     while not [*cells.glob(".*.partial/checkpoints/last.ckpt")]:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     said, _ = process.communicate()
     assert "Interrupted; the same command goes on" in said
     assert process.returncode == 1
-    assert time.monotonic() - began < 100  # 3,000 epochs take longer
     status, said = study("status", grid=grid)
     assert (status, "2 waiting" in said) == (0, True), said
