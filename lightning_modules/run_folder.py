@@ -221,11 +221,17 @@ def loss_curves(folder: Path) -> Path | None:
 
 
 def by_epoch(folder: Path) -> dict[str, dict[int, float]]:
-    """What a run's ``metrics*.csv`` say of every metric by epoch; of a fit that was resumed, in all its parts."""
+    """What a run's ``metrics*.csv`` say of every metric by epoch; of a fit that was resumed, in all its parts.
+
+    A fit that was killed while it wrote has left a file without lines, or a line that is cut, which says nothing.
+    """
     files = [*sorted(folder.glob("metrics-*.csv")), folder / METRICS]
+    whole = pyarrow.csv.ParseOptions(invalid_row_handler=lambda row: "skip")
     curves: dict[str, dict[int, float]] = {}
-    for file in filter(Path.exists, files):
-        for row in pyarrow.csv.read_csv(file).to_pylist():
+    for file in files:
+        if not file.exists() or not file.stat().st_size:
+            continue
+        for row in pyarrow.csv.read_csv(file, parse_options=whole).to_pylist():
             for key, value in row.items():
                 if value is not None and key not in ("epoch", "step") and not key.endswith("_step"):
                     curves.setdefault(key, {})[row["epoch"]] = value

@@ -143,7 +143,7 @@ def state(plan: Plan, planned: Planned) -> str:
 
 def _say(text: str, style: str | None = None) -> None:
     """Prints text as it is: brackets in it are nobody's markup."""
-    get_console().print(text, style=style, markup=False, highlight=False)
+    get_console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)  # paths stay whole
 
 
 def _failures(plan: Plan, states: Mapping[str, str]) -> None:

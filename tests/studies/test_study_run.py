@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,11 @@ def study(tmp_path, monkeypatch):
         path.write_text(yaml.safe_dump(grid))
         words = [sys.executable, "-m", "studies", verb, str(path), "--runs", str(tmp_path / runs), *more]
         pipe = subprocess.PIPE
-        return subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        # What runs in the background ignores Ctrl-C, and hands that down.
+        heeds = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        return subprocess.Popen(
+            words, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=heeds
+        )
 
     def run(*words, **options):
         process = start(*words, **options)
