@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +67,7 @@ def study(tmp_path, monkeypatch):
         path.write_text(yaml.safe_dump(grid))
         words = [sys.executable, "-m", "studies", verb, str(path), "--runs", str(tmp_path / runs), *more]
         pipe = subprocess.PIPE
-        # What runs in the background ignores Ctrl-C, and hands that down.
-        heeds = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-        return subprocess.Popen(
-            words, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=heeds
-        )
+        return subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
     def run(*words, **options):
         process = start(*words, **options)
@@ -195,19 +190,3 @@ def test_a_fit_that_another_study_made_is_tested_by_this_ones_suite(tmp_path, mo
             found.append({row["metric"]: row["threat"] for row in csv.DictReader(file)})
     assert len(complete(tmp_path / "runs")) == 3  # one fit, two tests
     assert [each["FGSM"] for each in found] == ["linf 0.01", "linf 2"]
-
-
-def test_ctrl_c_ends_it_and_is_no_failure(study):
-    long = {"flavour.name": "RT_temp1", "trainer.max_epochs": 100000}
-    grid = {**GRID, "tables": [], "runs": [{**GRID["runs"][0], "set": long}]}
-    process = study.start("run", grid=grid)
-    cells = study.folder / "runs" / "studies" / "cells"
-    while not [*cells.glob(".*.partial/checkpoints/last.ckpt")]:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    said, _ = process.communicate()
-    assert "Interrupted; the same command goes on" in said
-    assert process.returncode == 1
-    status, said = study("status", grid=grid)
-    assert (status, "2 waiting" in said) == (0, True), said
