@@ -15,7 +15,7 @@ from benchmarks.pipeline import Noise
 from benchmarks.released import ARD_T, BETA, EPS, KD_ALPHA, KD_T, STEP, Released, endless
 from benchmarks.released import STEPS as RELEASED
 from datamodules import Batch
-from lightning_modules import ARD, TRADES, AdversarialTraining, Distillation, FastARD, Regime, TeacherSource
+from lightning_modules import ARD, TRADES, AdversarialTraining, Distillation, Distiller, FastARD, Regime, TeacherSource
 from networks import DefensiveCNN, Facts, MobileNetV2, ResNet18, WideResNet
 from networks.mobilenet import FullPrecision
 
@@ -71,6 +71,7 @@ class Options:
         spared: no pass of the clean images where their loss has no weight.
         batchnorm: mode of batch-norm while crafting.
         folding: see :class:`lightning_modules.Regime`.
+        teacher: the frozen teacher answers by a folded copy too.
         channels_last: see :class:`lightning_modules.Regime`.
         full: convolutions that are slow in the lower precision leave it, see :class:`networks.mobilenet.FullPrecision`.
         compile: see :class:`lightning_modules.Regime`.
@@ -80,6 +81,7 @@ class Options:
     spared: bool = True
     batchnorm: BatchNorm = "eval"
     folding: bool = True
+    teacher: bool = True
     channels_last: bool = True
     full: bool = True
     compile: bool = False
@@ -110,6 +112,8 @@ def regime(method: str, on: Setting, given: Options) -> Regime:
         "KD": lambda: Distillation(teacher=source, alpha=KD_ALPHA, temperature=KD_T, **common),
     }
     built = build[method]().to(on.device).train()
+    if isinstance(built, Distiller):
+        built.teacher.folding = given.teacher and given.folding
     for module in built.network.modules():
         if isinstance(module, FullPrecision) and not given.full:
             module.__class__ = nn.Conv2d  # type: ignore[assignment]

@@ -1,7 +1,8 @@
 """What each optimisation of a step is worth: ``python -m benchmarks.shares [--quick]``.
 
-A step of ARD at a = 1, first as the released code computes it, then with our optimisations put in one after another,
-all in turn within each round. Beside the time stands how far the examples are from those of plain float32 arithmetic.
+A step of ARD at a = 1, or of KD, first as the released code computes it, then with our optimisations put in one after
+another, all in turn within each round. Beside the time stands how far ARD's examples are from those of plain float32
+arithmetic.
 """
 
 import argparse
@@ -20,15 +21,20 @@ from benchmarks.released import EPS, STEP
 from networks.mobilenet import FullPrecision
 
 QUICK = ("--pairs", "cnn", "--batch", "4", "--rounds", "1", "--steps", "2")
-METHOD = "ARD"
-PLAIN = Options(spared=False, batchnorm="train", folding=False, channels_last=False)
+PLAIN = Options(spared=False, batchnorm="train", folding=False, teacher=False, channels_last=False)
+SPARED, MODE, COPY = (
+    "no pass of clean images at a = 1",
+    "batch-norm in eval mode while crafting",
+    "a folded copy, channels last, to craft on",
+)
 FULL, COMPILED = "strided depthwise convolutions in float32", "compiled graphs"
 # Each with those above it.
 LADDER = {
     "batches augmented at once, on the device": PLAIN,
-    "no pass of clean images at a = 1": Options(batchnorm="train", folding=False, channels_last=False),
-    "batch-norm in eval mode while crafting": Options(folding=False, channels_last=False),
-    "a folded copy, channels last, to craft on": Options(channels_last=False),
+    SPARED: Options(batchnorm="train", folding=False, teacher=False, channels_last=False),
+    MODE: Options(folding=False, teacher=False, channels_last=False),
+    COPY: Options(teacher=False, channels_last=False),
+    "a folded copy of the teacher answers": Options(channels_last=False),
     "channels last in the pass of the weights": Options(),
     "bfloat16 by autocast": Options("bf16", full=False),
     FULL: Options("bf16"),
@@ -49,12 +55,13 @@ LEGEND = (
 )
 
 
-def ladder(on: Setting) -> dict[str, Options]:
-    """:data:`LADDER`; of its last two rungs one is for students with such convolutions on a CPU, one for a GPU."""
+def ladder(method: str, on: Setting, compiled: bool) -> dict[str, Options]:
+    """The rungs of :data:`LADDER` that are a method's, a network's and a device's."""
     with torch.device("meta"):
         student = PAIRS[on.pair][2](FACTS)
     has = any(isinstance(module, FullPrecision) for module in student.modules())
-    asked = {FULL: on.device == "cpu" and has, COMPILED: on.device != "cpu"}
+    asked = {FULL: on.device == "cpu" and has, COMPILED: compiled}
+    asked |= dict.fromkeys((SPARED, MODE, COPY), method == "ARD")  # KD crafts nothing
     return {name: given for name, given in LADDER.items() if asked.get(name, True)}
 
 
@@ -63,8 +70,8 @@ def examples(on: Setting, given: Options) -> str:
 
     Both have the same weights and starts; the loss that they reach is judged in plain float32.
     """
-    plain = regime(METHOD, on, Options(folding=False, channels_last=False)).network.eval()
-    mine = regime(METHOD, on, given)
+    plain = regime("ARD", on, Options(folding=False, channels_last=False)).network.eval()
+    mine = regime("ARD", on, given)
     mine.network.load_state_dict(plain.state_dict())
     x = on.data()[: on.batch].to(on.device) / 255
     y = torch.arange(on.batch, device=on.device) % 10
@@ -81,12 +88,12 @@ def examples(on: Setting, given: Options) -> str:
     return f"{((found - wanted).abs() > 1 / 255).float().mean():.1%}; {(reached - clean) / (best - clean):.1%}"
 
 
-def rows(on: Setting, taken: dict[str, list[float]]) -> list[list[str]]:
+def rows(method: str, on: Setting, taken: dict[str, list[float]]) -> list[list[str]]:
     """The cells, by :data:`COLUMNS`."""
     names = list(taken)
     cells = [[names[0], f"{1000 * median(taken[names[0]]):,.1f}", "", "", ""]]
     for before, name in pairwise(names):
-        share = examples(on, LADDER[name]) if LADDER[name].batchnorm == "eval" else ""
+        share = examples(on, LADDER[name]) if method == "ARD" and LADDER[name].batchnorm == "eval" else ""
         worth, speed = (spread(ratios(taken[other], taken[name])) for other in (before, names[0]))
         cells.append([name, f"{1000 * median(taken[name]):,.1f}", worth, speed, share])
     return cells
@@ -96,18 +103,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shares", description=__doc__)
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS), metavar="PAIR", help=", ".join(PAIRS))
+    parser.add_argument("--method", choices=("ARD", "KD"), default="ARD")
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="K, the steps of the attack")
+    parser.add_argument(
+        "--compile", action="store_true", help="compiled graphs on a CPU too: minutes until they are made"
+    )
     options = read(parser, arguments, QUICK)
     say, out = consoles()
     out.print("\n".join(header("benchmarks.shares", said(arguments), options.device, ("torchvision",))))
+    method = options.method
     for pair in options.pairs:
         on = Setting(pair, options.batch, options.steps, device=options.device)
-        runs: dict[str, Run] = {"the released way": released(METHOD, on)}
-        runs |= {name: Ours(METHOD, on, given) for name, given in ladder(on).items()}
+        runs: dict[str, Run] = {"the released way": released(method, on)}
+        rungs = ladder(method, on, options.compile or on.device != "cpu")
+        runs |= {name: Ours(method, on, given) for name, given in rungs.items()}
         taken = in_turn(runs, options.rounds, on.device, say, PAIRS[pair][0])
-        show(out, f"{METHOD}, {PAIRS[pair][0]}, batches of {on.batch}, K = {on.steps}", COLUMNS, rows(on, taken))
+        show(
+            out, f"{method}, {PAIRS[pair][0]}, batches of {on.batch}, K = {on.steps}", COLUMNS, rows(method, on, taken)
+        )
     out.print("\n".join(LEGEND))
 
 

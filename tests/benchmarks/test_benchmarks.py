@@ -68,6 +68,9 @@ def test_an_option_switches_what_it_says():
     weights = [each.network.block1.layer[0].conv2.weight for each in (fast, plain)]
     assert [weight.is_contiguous(memory_format=torch.channels_last) for weight in weights] == [True, False]
     assert [each.folding for each in (fast, plain)] == [True, False]
+    assert [each.teacher.folding for each in (fast, plain)] == [True, False]
+    only = regime("ARD", on, Options(teacher=False))
+    assert (only.folding, only.teacher.folding) == (True, False)
     assert [each.attack.batchnorm for each in (fast, plain)] == ["eval", "train"]
     assert fast.alpha == 1 > plain.alpha > 1 - 1e-6
     assert all(torch.equal(one, other) for one, other in zip(fast.parameters(), plain.parameters(), strict=True))
@@ -86,18 +89,20 @@ def test_the_ladder_has_all_that_is_on_by_default_and_then_the_lower_precision()
     assert Options() in steps
     assert Options("bf16") == steps[-2]
     differ = [sum(one != other for one, other in zip(*map(astuple, pair), strict=True)) for pair in pairwise(steps)]
-    assert differ == [1, 1, 1, 1, 2, 1, 1]  # autocast comes without what it asks for
+    assert differ == [1, 1, 1, 1, 1, 2, 1, 1]  # autocast comes without what it asks for
 
 
 def test_a_rung_that_is_none_is_left_out():
-    last = {(pair, device): list(shares.ladder(Setting(pair, 4, device=device)))[-1] for pair, device in PLACES}
+    last = {place: list(shares.ladder("ARD", Setting(place[0], 4, device=place[1]), False))[-1] for place in PLACES}
     assert last == {
         ("wrn", "cpu"): "bfloat16 by autocast",
         ("mobilenet", "cpu"): shares.FULL,
-        ("wrn", "cuda"): shares.COMPILED,
-        ("mobilenet", "cuda"): shares.COMPILED,
+        ("wrn", "cuda"): "bfloat16 by autocast",
+        ("mobilenet", "cuda"): "bfloat16 by autocast",
     }
-    assert shares.FULL not in shares.ladder(Setting("mobilenet", 4, device="cuda"))
+    ard, kd = (shares.ladder(method, Setting("mobilenet", 4), True) for method in ("ARD", "KD"))
+    assert list(ard) == list(shares.LADDER)
+    assert list(kd) == [name for name in ard if name not in (shares.SPARED, shares.MODE, shares.COPY)]
 
 
 def test_autocast_takes_all_convolutions_where_it_is_told_to():
