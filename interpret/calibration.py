@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_calibration_error
 
 from attacks.crafting import crafting
-from attacks.records import Record, mean, wilson
+from attacks.records import Record, mean, share, wilson
 
+HARD = 0.99  # a top probability above this is hard
 BINS = 15  # of the calibration error and of its diagram
 EDGES = np.linspace(0, 1, BINS + 1)
 
@@ -86,7 +87,7 @@ class Answers:
         return Reliability(EDGES, count, confidence, right / filled, *np.array(ends).T)
 
     def records(self, model: str, seconds: float) -> list[Record]:
-        """ECE and NLL with 95 % intervals.
+        """ECE, NLL and how hard the decisions are, with 95 % intervals.
 
         The calibration error is the mean over images of ``±(confidence - correct)``, with the sign of the image's
         bin; the interval is Student's of that mean, which leaves out the error's upward bias in small samples.
@@ -95,7 +96,20 @@ class Answers:
         gaps = np.sign(bins.confidence - bins.accuracy)[_place(self.confidence)] * (self.confidence - self.correct)
         ece = mean("ECE", gaps, "probability", seconds)
         ece = replace(ece, value=self.ece, low=min(ece.low, self.ece), high=max(ece.high, self.ece))  # but for rounding
-        return [replace(record, model=model) for record in (ece, mean("NLL", self.nll, "nats", seconds))]
+        found = [ece, mean("NLL", self.nll, "nats", seconds), *hardness_records(self.confidence, seconds)]
+        return [replace(record, model=model) for record in found]
+
+
+def hardness_records(top: np.ndarray, seconds: float) -> tuple[Record, Record]:
+    """How hard decisions are (001, §5.1.1): the mean top probability, and the share of images where it exceeds 0.99.
+
+    Args:
+        top: the largest probability of each image, (n,).
+        seconds: what they took.
+    """
+    average = mean("mean top probability", top, "probability", seconds)
+    average = replace(average, high=min(average.high, 1.0))
+    return average, share(f"share of p > {HARD}", int((top > HARD).sum()), len(top), seconds)
 
 
 def _inside(confidence: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from interpret.agreement import Agreement, agreement
 from interpret.attributions import Method, probe, suited
 from interpret.calibration import Answers, answers
 from interpret.charts import layer_heat_maps, reliability_diagrams, sensitivity_histogram, violins
-from interpret.decision import hardness_records, hardness_table
+from interpret.decision import hardness_table
 from interpret.gallery import attack_picture, map_pictures
 from interpret.plane import decision_maps
 from interpret.scores import PAIR, RESERVED, Adherence
@@ -122,7 +122,7 @@ class Interpretation(Evaluator):
         say(self._answers(trainer, tested, teacher, batches))
         say(self._sensitivity(trainer, both, batches.first(DERIVED)))
         if pl_module.facts.size == 1:
-            say(self._decisions(trainer, pl_module, both, batches))
+            self._decisions(trainer, pl_module, both, batches)
         else:
             self._attacked(trainer, pl_module, tested, batches)
             if teacher is not None:
@@ -256,9 +256,7 @@ class Interpretation(Evaluator):
         self._draw(trainer, layer_heat_maps, heat, "layers.png")
         return records
 
-    def _decisions(
-        self, trainer: pl.Trainer, pl_module: Any, both: Mapping[str, Judged], batches: Batches
-    ) -> Mapping[str, Sequence[Record]]:
+    def _decisions(self, trainer: pl.Trainer, pl_module: Any, both: Mapping[str, Judged], batches: Batches) -> None:
         """What is decided in the plane, and how hard."""
         rows = {role: {f"T = {judged.trained_at:g}": judged.network} for role, judged in both.items()}
         points, labels, _ = zip(*batches, strict=True)
@@ -269,7 +267,6 @@ class Interpretation(Evaluator):
         self.show(
             trainer, "decisions", decision_maps(rows, facts.box, path, points=x, labels=y.cpu(), names=facts.names)
         )
-        return {role: hardness_records(judged.network, x) for role, judged in both.items()}
 
     def _threat(self, trainer: pl.Trainer) -> Threat:
         """The suite's threat model; without a suite that of the attack."""

@@ -79,7 +79,7 @@ def reliability_diagrams(answers: Mapping[str, Answers], path: Path) -> Path:
     axes = figure.subplots(2, len(answers), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
     for column, (role, said) in enumerate(answers.items()):
         _reliability(axes[0, column], axes[1, column], said)
-        ece, nll = said.records(role, 0.0)
+        ece, nll, *_ = said.records(role, 0.0)
         figures = f"ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}], NLL {nll.value:.3g}"
         axes[0, column].set_title(f"{role} (n = {ece.n})\n{figures}", fontsize=SMALL + 1)
     axes[0, 0].set_ylabel("accuracy", fontsize=SMALL + 1)

@@ -13,9 +13,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from attacks.crafting import crafting
-from attacks.records import Record, mean, share
+from attacks.records import Record
+from interpret.calibration import HARD, hardness_records
 
-HARD = 0.99  # a top probability above this is hard
 CHUNK = 65_536  # points in a forward pass
 FINENESS = 21  # points along each side of a box that is searched
 
@@ -124,14 +124,11 @@ def crossed(model: nn.Module, points: Tensor, eps: float, bounds: tuple[float, f
 
 def hardness(model: nn.Module, points: Tensor, temperature: float = 1.0) -> Hardness:
     """How hard a network's decisions are at some points (001, §5.1.1); arguments as of :func:`probabilities`."""
-    return Hardness(*(record.value for record in hardness_records(model, points, temperature)))
+    return Hardness(*(record.value for record in _hardness(model, points, temperature)))
 
 
-def hardness_records(model: nn.Module, points: Tensor, temperature: float = 1.0) -> tuple[Record, Record]:
-    """The two figures of :func:`hardness` with their 95 % intervals: Student's of the mean, Wilson's of the share."""
-    top = probabilities(model, points, temperature).amax(1).cpu().numpy()
-    average = mean("mean top probability", top, "probability", 0.0)
-    return average, share(f"share of p > {HARD}", int((top > HARD).sum()), len(top), 0.0)
+def _hardness(model: nn.Module, points: Tensor, temperature: float = 1.0) -> tuple[Record, Record]:
+    return hardness_records(probabilities(model, points, temperature).amax(1).cpu().numpy(), 0.0)
 
 
 def hardness_table(rows: Mapping[str, Mapping[str, nn.Module]], points: Tensor) -> Table:
@@ -148,8 +145,8 @@ def hardness_table(rows: Mapping[str, Mapping[str, nn.Module]], points: Tensor) 
         table.add_column(title, justify="right")
     for side, networks in rows.items():
         for number, (title, network) in enumerate(networks.items(), 1):
-            average, hard = hardness_records(network, points)
-            confidence = f"{average.value:.3f} [{average.low:.3f}, {min(average.high, 1.0):.3f}]"
+            average, hard = _hardness(network, points)
+            confidence = f"{average.value:.3f} [{average.low:.3f}, {average.high:.3f}]"
             percents = f"{hard.value:.1%} [{hard.low:.1%}, {hard.high:.1%}]".replace("%", "")
             table.add_row(side, title, confidence, percents, end_section=number == len(networks))
     return table

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attacks.records import Record, mean, share
+from attacks.records import Record, mean, median, share
 
 Of = Literal["probabilities", "logits"]
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -97,10 +97,11 @@ def shares(values: np.ndarray) -> np.ndarray:
 
 
 def records(values: np.ndarray, seconds: float, *, of: Of = "probabilities") -> list[Record]:
-    """The mean amplitude with Student's interval, and the share of images in each bin with Wilson's."""
+    """The mean and the median amplitude with their intervals, and the share of images in each bin with Wilson's."""
     name, n = f"amplitude of {of}", len(values)
     binned = [share(f"{name} {bin}", int(k), n, seconds) for bin, k in zip(NAMES, counts(values), strict=True)]
-    return [mean(f"mean {name}", values, "per unit of the box", seconds), *binned]
+    middle = [kind(f"{kind.__name__} {name}", values, "per unit of the box", seconds) for kind in (mean, median)]
+    return [*middle, *binned]
 
 
 def table(amplitudes: Mapping[str, np.ndarray], title: str = "Gradient amplitudes, % of the images") -> Table:

@@ -62,6 +62,7 @@ class Study:
         name: of its file.
         recipe: ``paper``, ``short`` or ``quick``.
         title: what is studied.
+        note: in what the recipe departs from the paper.
         source: which paper, which tables and figures.
         checkpoint: which weights are judged, ``best`` or ``last``.
         threads: of every process.
@@ -76,6 +77,7 @@ class Study:
     name: str
     recipe: str
     title: str
+    note: str
     source: str
     checkpoint: str
     threads: int

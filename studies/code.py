@@ -25,9 +25,7 @@ def code_key(names: Iterable[str]) -> str:
         names: ``lightning_modules.ARD``, ``attacks.gradient.PGD``, ``ARD``, ``my_network.Net``; those of installed
             packages, such as torch's, are skipped.
     """
-    files: set[str] = set()
-    for name in sorted(set(names)):
-        files |= _closure(name)
+    files = set().union(*map(_closure, names))
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.encode())
@@ -35,7 +33,8 @@ def code_key(names: Iterable[str]) -> str:
     return digest.hexdigest()[:8]
 
 
-def _closure(name: str) -> set[str]:
+@cache
+def _closure(name: str) -> frozenset[str]:
     """The files that a name's module imports, directly or not, itself included; relative to the root."""
     found: set[str] = set()
     waiting = list(_resolve(name))
@@ -44,7 +43,7 @@ def _closure(name: str) -> set[str]:
         if file not in found:
             found.add(file)
             waiting += _imports(file)
-    return found
+    return frozenset(found)
 
 
 @cache

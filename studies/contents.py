@@ -1,6 +1,6 @@
 """What a cell's configs say, file names followed, as plain values: what its identity is made of."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,25 @@ def contents(asked: Asked) -> list[Any]:
 def judging(asked: Asked) -> list[str]:
     """The part of it that says how a run is tested, as arguments of ``test``, with the files' contents in them."""
     words: list[str] = []
-    for each in contents(asked):
+    for each in judged(contents(asked)):
         for key, value in each.items():
-            if key in JUDGING:
-                words += ["--config", yaml.safe_dump({key: value})]
-            elif key.split(".")[0] in JUDGING:
-                words += Asked(options={key: value}).words()
+            said = "." not in key  # of a config, or of an option
+            words += ["--config", yaml.safe_dump({key: value})] if said else Asked(options={key: value}).words()
     return words
 
 
+def judged(said: list[Any]) -> list[Any]:
+    """The part of some contents that says how a run is tested."""
+    return _kept(said, lambda key: key in JUDGING)
+
+
 def training(said: list[Any]) -> list[Any]:
-    """The part of it that decides a run's weights."""
-    kept = ({key: value for key, value in each.items() if key.split(".")[0] not in ELSEWHERE} for each in said)
+    """The part of some contents that decides a run's weights."""
+    return _kept(said, lambda key: key not in ELSEWHERE)
+
+
+def _kept(said: list[Any], wanted: Callable[[str], bool]) -> list[Any]:
+    kept = ({key: value for key, value in each.items() if wanted(key.split(".")[0])} for each in said)
     return [each for each in kept if each]
 
 

@@ -28,7 +28,7 @@ class Ran:
 
     Attributes:
         planned: the cell and its place.
-        state: ``done``, ``failed``, ``skipped`` for a teacher's failure, or ``missing``.
+        state: its plan's word for it, :meth:`studies.plan.Plan.state`.
     """
 
     planned: Planned
@@ -109,7 +109,7 @@ class Results:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.study = plan.study
-        self.runs = [Ran(planned, state_of(plan, planned)) for planned in plan.cells.values()]
+        self.runs = [Ran(planned, plan.state(planned)) for planned in plan.cells.values()]
         self._by_name: dict[str, dict[int, Ran]] = {}
         for ran in self.runs:
             self._by_name.setdefault(ran.name, {})[ran.seed] = ran
@@ -141,15 +141,6 @@ class Results:
             raise ValueError(f"A figure is that of the run's own model or of its teacher, got {model!r}.")
         found = {seed: ran.record(metric, judge, model) for seed, ran in self.of(name).items()}
         return {seed: record for seed, record in found.items() if record is not None}
-
-
-def state_of(plan: Plan, planned: Planned) -> str:
-    """``done``, ``failed``, ``skipped`` or ``missing``."""
-    if planned.done:
-        return "done"
-    if planned.failure:
-        return "failed"
-    return "skipped" if plan.skipped_for(planned) else "missing"
 
 
 def _records(path: Path) -> list[Record]:

@@ -22,6 +22,8 @@ A grid file has these keys; whatever it names are ordinary configs and options o
       attacks: {set: {suite: configs/suite/digits.yaml, suite.images: 500}}
     recipes:                  # paper (as above), short, quick: what they say otherwise
       quick:
+        title: what this is, where that is something else
+        note: what stands for what; the report says so below its title
         seeds: [0]
         axes: {T: [10]}
         config: configs/studies/quick.yaml     # behind every run's
@@ -52,7 +54,8 @@ KEYS = {
     *("tables", "claims", "figures"),
 }
 RUN = {"name", "config", "set", "teacher", "over", "except", "seeds", "judge"}
-RECIPE = {"seeds", "axes", "config", "set", "only", "runs", "judge", "checkpoint", "threads", "group"} | {
+RECIPE = {
+    *("title", "note", "seeds", "axes", "config", "set", "only", "runs", "judge", "checkpoint", "threads", "group"),
     *("tables", "claims", "figures"),
 }
 FIELD = re.compile(r"\{(\w+)\}")
@@ -116,6 +119,7 @@ def read(path: Path, recipe: str = "paper") -> Study:
         name=path.stem,
         recipe=recipe,
         title=merged.get("title", path.stem),
+        note=" ".join(str(merged.get("note", "")).split()),
         source=merged.get("source", ""),
         checkpoint=checkpoint,
         threads=_count(merged, "threads", path),

@@ -25,6 +25,8 @@ def show_plan(plan: Plan) -> None:
     tests = sum(not folder.exists() for planned in cells for folder in planned.judgings.values())
     groups = sum(not all(plan.cells[id].done for id in group.cells) for group in plan.groups)
     _say(f"{study.title} ({study.name}, recipe {study.recipe}; {study.source})")
+    if study.note:
+        _say(f"Recipe {study.recipe}: {study.note}")
     _say(f"{len(cells)} runs in {len(plan.groups)} jobs; {len(cells) - len(missing)} complete.")
     if not missing:
         return
@@ -127,18 +129,17 @@ def show_outcome(plan: Plan, snakemake: int) -> int:
 
 
 def state(plan: Plan, planned: Planned) -> str:
-    """One of :data:`STATES`; a run whose lock is held is running."""
-    if planned.done:
-        return "done"
+    """One of :data:`STATES`; a run that waits and whose lock is held is running."""
+    found = plan.state(planned)
+    if found != "waiting":
+        return found
     for lock in filter(Path.exists, (lock_of(planned.folder), running_lock_of(planned.folder))):
         try:
             with FileLock(lock, timeout=0):
                 pass
         except Timeout:
             return "running"
-    if planned.failure:
-        return "failed"
-    return "skipped" if plan.skipped_for(planned) else "waiting"
+    return found
 
 
 def _say(text: str, style: str | None = None) -> None:

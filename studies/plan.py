@@ -21,7 +21,7 @@ from typing import Any
 
 from studies.cells import Cell, Study
 from studies.code import EVALUATION, code_key
-from studies.contents import JUDGING, class_paths, contents, judging, training
+from studies.contents import class_paths, contents, judged, judging, training
 from studies.disk import get, key_of, log_of, partial, put
 
 # What every fit runs through, and what a flavour may stand for.
@@ -132,6 +132,14 @@ class Plan:
         """The teacher for whose failure it is not run."""
         return next((each for each in self.ancestors(planned) if not each.trained and each.failure), None)
 
+    def state(self, planned: Planned) -> str:
+        """``done``, ``failed``, ``skipped`` for a teacher's failure, or ``waiting``."""
+        if planned.done:
+            return "done"
+        if planned.failure:
+            return "failed"
+        return "skipped" if self.skipped_for(planned) else "waiting"
+
     def write(self) -> None:
         """Writes what the workers need, whole or not at all."""
         self.folder.joinpath("indexes").mkdir(parents=True, exist_ok=True)
@@ -228,7 +236,7 @@ def _folder(cell: Cell, learned: list[str] | None, root: Path, any_code: bool) -
 
 def _judging(name: str, cell: Cell, checkpoint: str, root: Path, any_code: bool) -> Path:
     # A test's settings are those of the fit's own config, with the judging's behind them.
-    own = [{key: each[key] for key in each if key.split(".")[0] in JUDGING} for each in contents(cell.asked)]
+    own = judged(contents(cell.asked))
     said = contents(cell.judgings[name])
     key = key_of([own, said, checkpoint])
     return _place(root, f"{name}-{key}", code_key([*EVALUATION, *class_paths(own + said)]), any_code)

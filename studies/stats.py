@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import ndtri, stdtr
+from scipy.special import ndtri, stdtr, stdtrit
 from scipy.stats import binomtest
-
-from studies.runs import half_width
 
 MARGIN = 0.5  # percentage points by which "no lower" and "no higher" may be off
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
@@ -64,10 +62,11 @@ def over_seeds(differences: Sequence[float]) -> Difference:
 
     Of one seed the interval is infinite. Where all differences are the same, p is 0, and NaN if they are all 0.
     """
-    n, value, half = len(differences), float(np.mean(differences)), half_width(differences)
+    n, value = len(differences), float(np.mean(differences))
     if n < 2:
         return Difference(value, -math.inf, math.inf, math.nan, n)
     error = float(np.std(differences, ddof=1)) / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.975)) * error
     t = abs(value) / error if error else math.inf if value else math.nan
     return Difference(value, value - half, value + half, float(2 * stdtr(n - 1, -t)), n)
 

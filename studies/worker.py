@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from networks.checkpoint import load_network
 from networks.counts import multiply_adds, parameters
 from studies.contents import JUDGING
 from studies.disk import FACTS, WANDB, lock_of, log_of, partial, put, running_lock_of
-from studies.runs import UNASKED, printing_to
 
+UNASKED = ("--interpret.images", "0")  # unless a judging asks for it
 TRAINED_ONLY = ("--trainer.limit_test_batches", "0", *UNASKED)  # judged afterwards, by tests of their own
 STOPPED = 143  # the status of a fit that was sent SIGTERM
 JUDGED = ("--trainer.limit_test_batches", "1.0", *UNASKED)
@@ -102,7 +103,7 @@ def _fit(job: dict[str, Any], study: str, working: Path, folder: Path) -> None:
     working.mkdir(exist_ok=True)
     began = time.monotonic()
     if not (working / COMPLETE).exists():
-        _main(words, working, log_of(folder), job["alone"])
+        _main(words, working, folder, job["alone"])
     took = {"seconds": time.monotonic() - began}
     facts = {"name": job["name"], "seed": job["seed"], "axes": job["axes"], "study": study, "words": job["words"]}
     put(working / FACTS, facts | took | {"resumed": resumed, "host": platform.node()} | _size(checkpoint_in(working)))
@@ -122,7 +123,7 @@ def _test(judging: dict[str, Any], fit: Path, job: dict[str, Any]) -> None:
     trained = {key: value for key, value in trained.items() if key not in JUDGING}
     words = ["test", "--config", yaml.safe_dump(trained), *job["judged"], "--ckpt_path", str(weights)]
     began = time.monotonic()
-    _main([*words, *JUDGED, *judging["words"]], working, log_of(fit), job["alone"])
+    _main([*words, *JUDGED, *judging["words"]], working, fit, job["alone"])
     took = {"seconds": time.monotonic() - began}
     put(working / FACTS, took | {"words": judging["words"], "checkpoint": weights.stem})
     os.rename(working, folder)
@@ -133,23 +134,22 @@ def _weights(fit: Path, checkpoint: str) -> Path:
     return fit / "checkpoints" / "last.ckpt" if checkpoint == "last" else checkpoint_in(fit)
 
 
-def _main(words: Sequence[str], folder: Path, log: Path, alone: bool) -> None:
+def _main(words: Sequence[str], working: Path, cell: Path, alone: bool) -> None:
     """The command line, told its run's folder, with all that it prints in a file.
 
     Args:
         words: behind ``main.py``.
-        folder: the run's.
-        log: what it prints is added to this.
+        working: the run's folder.
+        cell: the folder of the fit that it is, or is a test of.
         alone: in a process of its own, which several devices need and which frees what it held.
     """
     wandb = "true" if os.environ.get(WANDB) else "false"
+    log = log_of(cell)
     words = [*words, "--wandb", wandb, "--trainer.enable_progress_bar", "false"]
-    os.environ[RUN_FOLDER] = str(folder)
+    os.environ[RUN_FOLDER] = str(working)
     try:
         if alone:
-            cell = folder if folder.parent.name == "cells" else folder.parents[1]
-            running = running_lock_of(cell.with_name(cell.name.removeprefix(".").removesuffix(".partial")))
-            more = {LOCK: str(running), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            more = {LOCK: str(running_lock_of(cell)), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             with log.open("a") as file:
                 command = [sys.executable, str(MAIN), *words]
                 done = subprocess.run(command, stdout=file, stderr=file, env={**os.environ, **more}, check=False)
@@ -162,6 +162,21 @@ def _main(words: Sequence[str], folder: Path, log: Path, alone: bool) -> None:
                 main(words)
     finally:
         os.environ.pop(RUN_FOLDER, None)
+
+
+@contextmanager
+def printing_to(log: Path) -> Iterator[None]:
+    """Adds to a file all that this process, and processes that it starts, would print."""
+    with log.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+        kept = [(number, os.dup(number)) for number in (1, 2)]  # what a teacher's process writes to
+        try:
+            for number, _ in kept:
+                os.dup2(file.fileno(), number)
+            yield
+        finally:
+            for number, copy in kept:
+                os.dup2(copy, number)
+                os.close(copy)
 
 
 def _size(checkpoint: Path) -> dict[str, int]:

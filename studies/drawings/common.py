@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
+from rich import get_console
 from rich.progress import track
 
 from attacks.records import Record
@@ -157,6 +158,11 @@ def trained(results: Results, entries: Sequence[Entry]) -> Ran | None:
     return next((ran for entry in entries for ran in results.of(entry.run).values() if ran.planned.trained), None)
 
 
+def watched(items: Sequence[Item], title: str) -> Iterable[Item]:
+    """Items one after another, on a terminal behind a bar that goes when they are done."""
+    return track(items, title, transient=True, disable=not get_console().is_terminal)
+
+
 def look(
     results: Results, entries: Sequence[Entry], at: Callable[[Ran], Item], title: str
 ) -> tuple[dict[str, Item], dict[str, str]]:
@@ -172,7 +178,7 @@ def look(
         title: of the progress bar.
     """
     found, faults = {}, {}
-    for run in track(list(dict.fromkeys(entry.run for entry in entries)), title, transient=True):
+    for run in watched(list(dict.fromkeys(entry.run for entry in entries)), title):
         ran = trained(results, [Entry(run, run)])
         if ran is not None:
             try:
@@ -198,8 +204,9 @@ def left_out(
     for run in dict.fromkeys(entry.run for entry in entries):
         if run not in shown:
             states = [ran.state for ran in results.of(run).values()]
-            worst = next((state for state in ("done", "failed", "skipped") if state in states), "missing")
-            reason = (faults or {}).get(run) or (f"without {what}" if worst == "done" else worst)
+            worst = next((state for state in ("done", "failed", "skipped") if state in states), "waiting")
+            said = {"done": f"without {what}", "waiting": "not run"}.get(worst, worst)
+            reason = (faults or {}).get(run) or said
             reasons.setdefault(reason.rstrip("."), []).append(run)
     told = [f"{style.some(names)} ({reason})" for reason, names in reasons.items()]
     return f"Left out: {'; '.join(told)}." if told else ""

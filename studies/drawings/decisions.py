@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.progress import track
 from torch import Tensor, nn
 
 from interpret.decision import hardness
@@ -121,7 +120,7 @@ def _page(
     width, height = figure.get_size_inches()
     handles: list[Any] = []
     panels = [(at, place, *each) for at, row in enumerate(rows) for place, each in enumerate(row.panels)]
-    for at, place, title, entry in track(panels, "decision maps", transient=True):
+    for at, place, title, entry in common.watched(panels, "decision maps"):
         top = height - at * high
         left, below = EDGE + place * (side + SPACE), top - high + 1.4 * LINE
         ax = figure.add_axes((left / width, below / height, side / width, side / height))

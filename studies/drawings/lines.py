@@ -10,12 +10,13 @@ from matplotlib.ticker import MultipleLocator
 
 from attacks.records import Record
 from attacks.threat import Radius
-from interpret.figures import SMALL, literal
+from interpret.figures import SMALL, literal, wrapped
 from studies.drawings import common, style
 from studies.drawings.common import Drawn, Entry, Level
 from studies.gather import Ran, Results
 
 HEIGHT = 2.3  # inches of a panel
+LABEL = 28  # characters along it
 CLEAN = "clean"
 OVER_EPS = " over eps"  # what a curve over radii is called by
 PIXEL = "/255"  # what a radius of colour images is written in
@@ -49,12 +50,14 @@ def lines(
     missing = common.left_out(results, entries, shown, " or ".join(metrics))
     if not shown:
         return common.nothing(missing)
-    figure = Figure(figsize=(style.WIDTH, HEIGHT * len(metrics) + 0.3), layout="constrained")
-    axes = figure.subplots(len(metrics), squeeze=False, sharex=True)[:, 0]
+    drawn = [one for one in metrics if any(found[one].values())]
+    nobodys = f"No run has {' or '.join(one for one in metrics if one not in drawn)}." if drawn != metrics else ""
+    figure = Figure(figsize=(style.WIDTH, HEIGHT * len(drawn) + 0.3), layout="constrained")
+    axes = figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0]
     places = [float(entry.place[x]) for entry in entries if x in entry.place]
     published, told = False, []
     levels: list[Level] = []
-    for ax, one in zip(axes, metrics, strict=True):
+    for ax, one in zip(axes, drawn, strict=True):
         for number, (key, group) in enumerate(groups.items()):
             label, curve = group[0].label(x), found[one][key]
             points = {float(at): value for at, value in group[0].published.get(one, {}).items()}
@@ -62,7 +65,7 @@ def lines(
             published |= bool(points)
             levels += curve.values()
         unit = next((each.unit for curve in found[one].values() for each in curve.values()), "")
-        ax.set_ylabel(f"{one}, {unit}" if unit else one, fontsize=SMALL + 1)
+        ax.set_ylabel(wrapped(f"{one}, {unit}" if unit else one, LABEL), fontsize=SMALL + 1)
         _limit(ax, unit)
         told.append(_told(one, {groups[key][0].label(x): curve for key, curve in found[one].items()}))
     if min(places) > 0 and max(places) > 20 * min(places):
@@ -73,7 +76,7 @@ def lines(
     handles, names = axes[0].get_legend_handles_labels()
     style.legend(figure, handles, names)
     hollow = "Hollow marks: published, in the paper's own setting." if published else ""
-    caption = style.sentences(common.uncertainty(levels, "band"), hollow, missing)
+    caption = style.sentences(common.uncertainty(levels, "band"), hollow, missing, nobodys)
     return [Drawn(figure, f"Line chart over {axis or x}. {' '.join(told)}", caption)]
 
 

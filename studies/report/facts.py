@@ -111,7 +111,7 @@ class Facts:
         """Runs that have not been run, by name, and their seeds."""
         found: dict[str, list[int]] = {}
         for ran in self.results.runs:
-            if ran.state == "missing":
+            if ran.state == "waiting":
                 found.setdefault(ran.name, []).append(ran.seed)
         return found
 

@@ -148,8 +148,8 @@ def _cell(
         return Cell(None, {}, None, None, "", figure, "")
     states = [ran.state for ran in results.of(name).values()]
     if not values:
-        state = next((each for each in ("failed", "skipped", "missing") if each in states), "")
-        said = {"missing": "not run"}.get(state, state) or "–"
+        state = next((each for each in ("failed", "skipped", "waiting") if each in states), "")
+        said = {"waiting": "not run"}.get(state, state) or "–"
         return Cell(name, {}, None, None, "", figure, said)
     lacking = f"{len(values)} of {len(states)} seeds" if len(values) < len(states) else ""
     only = next(iter(records.values())) if len(records) == 1 else None

@@ -130,8 +130,8 @@ def missing(results: Results, name: str, metric: str) -> str:
     states = {ran.state for ran in results.of(name).values()}
     if "done" in states:
         return f"{name} has no {metric}"
-    state = next(each for each in ("failed", "skipped", "missing") if each in states)
-    said = {"failed": "failed", "skipped": "was skipped", "missing": "is not finished"}
+    state = next(each for each in ("failed", "skipped", "waiting") if each in states)
+    said = {"failed": "failed", "skipped": "was skipped", "waiting": "is not finished"}
     return f"{name} {said[state]}"
 
 

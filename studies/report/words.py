@@ -126,7 +126,7 @@ def glance(facts: Facts) -> list[tuple[str, str]]:
 
 def unfinished(facts: Facts) -> str:
     """How many runs are not finished, and why; empty where all are."""
-    said = {"failed": "failed", "skipped": "skipped for a teacher's failure", "missing": "not run yet"}
+    said = {"failed": "failed", "skipped": "skipped for a teacher's failure", "waiting": "not run yet"}
     counts = [f"{facts.states[state]} {words}" for state, words in said.items() if facts.states[state]]
     return f"Runs that are not finished: {', '.join(counts)}." if counts else ""
 

@@ -12,7 +12,7 @@ from scipy import stats
 from suite_helpers import THREAT, batches, halves
 
 from attacks import FGSM, Record, run_suite, wilson
-from attacks.records import mean, share, write_records
+from attacks.records import mean, median, share, write_records
 
 # --- files ---
 
@@ -117,3 +117,14 @@ def test_means_interval_is_students(values):
     assert (record.value, record.n, record.unit) == (values.mean(), len(values), "l2")
     # no length is negative
     assert (record.low, record.high) == pytest.approx((max(expected[0], 0.0), expected[1]), abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [20, 51, 200])
+def test_the_interval_of_a_median_is_the_sign_tests(n):
+    """Inside it lie those values that a two-sided sign test at 5 % does not refuse for the median."""
+    values = np.random.default_rng(n).lognormal(size=n)
+    record = median("size", values, "nm", 0.1234)
+    kept = [v for v in values if stats.binomtest(int((values < v).sum()), n).pvalue > 0.05]
+    assert record.value == np.median(values)
+    assert record.low <= min(kept) < max(kept) <= record.high
+    assert (record.n, record.unit, record.seconds) == (n, "nm", 0.123)

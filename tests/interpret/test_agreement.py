@@ -166,8 +166,10 @@ def test_the_calibration_error_is_the_definitions_and_its_bins(pairs):
     assert bins.count.sum() == len(pairs)
     assert ((bins.low <= bins.accuracy) & (bins.accuracy <= bins.high))[filled].all()
     assert np.isnan(bins.accuracy[~filled]).all()
-    ece, _ = answers.records("student", 0.0)
+    ece, _, top, hard = answers.records("student", 0.0)
     assert ece.low <= ece.value <= ece.high
+    assert (top.metric, top.value) == ("mean top probability", pytest.approx(confidence.mean()))
+    assert (hard.metric, hard.value) == ("share of p > 0.99", (confidence > 0.99).mean())
 
 
 def test_the_calibration_error_is_torchmetrics_of_the_probabilities():

@@ -9,9 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from scipy import stats
 from torch import nn
 
-from interpret.decision import colours, crossed, decision_map, hardness, hardness_records, hardness_table, mixed
+from interpret.calibration import hardness_records
+from interpret.decision import colours, crossed, decision_map, hardness, hardness_table, mixed
 
 
 class Plane(nn.Module):
@@ -113,9 +115,11 @@ def test_hardness_by_hand():
     found = hardness(halves([1.0, 0.0], 0.0), p)
     assert found.mean == pytest.approx(top.mean(), rel=1e-6)
     assert found.share == 0.25  # only sigmoid(6) = 0.9975 exceeds 0.99
-    mean, share = hardness_records(halves([1.0, 0.0], 0.0), p.view(-1, 2, 1, 1))
-    assert (mean.value, share.value, mean.n, share.n) == (*found, 4, 4)
+    mean, share = hardness_records(top, 1.5)
+    assert (mean.value, share.value, mean.n, share.n) == (pytest.approx(found.mean), found.share, 4, 4)
     assert share.low < share.value < share.high
+    assert mean.low == pytest.approx(stats.t.interval(0.95, 3, top.mean(), stats.sem(top))[0])
+    assert mean.high == 1.0  # where Student's would lie beyond
 
 
 def test_it_rises_with_the_temperature_that_a_network_was_trained_at():

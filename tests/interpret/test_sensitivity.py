@@ -172,14 +172,15 @@ def test_shares_are_of_all_images(values):
 
 def test_records_have_sizes_and_intervals():
     values = np.array([1e-50, 1e-12, 1e-12, 0.2])
-    mean, *binned = records(values, 1.5)
+    mean, median, *binned = records(values, 1.5)
     assert (mean.metric, mean.value, mean.n) == ("mean amplitude of probabilities", values.mean(), 4)
+    assert (median.metric, median.value, median.n) == ("median amplitude of probabilities", 1e-12, 4)
     assert {r.metric: r.value for r in binned if r.value} == {
         "amplitude of probabilities < 1e-40": 0.25,
         "amplitude of probabilities 1e-15..1e-10": 0.5,
         "amplitude of probabilities ≥ 1e-3": 0.25,
     }
-    assert all(r.low <= r.value <= r.high and r.n == 4 for r in (mean, *binned))
+    assert all(r.low <= r.value <= r.high and r.n == 4 for r in (mean, median, *binned))
 
 
 def test_the_table_shows_temperatures_side_by_side():

@@ -18,10 +18,3 @@ def checkpoint(path: Path, name: str, facts: Facts, seed: int, trained_at: float
     state = {f"network.{key}": value for key, value in weights.items()}
     torch.save({"state_dict": state, "hyper_parameters": hparams, "trained_at": trained_at}, path)
     return path
-
-
-def cells(markdown: Path) -> list[list[str]]:
-    """The rows of a table in a Markdown file, its head first."""
-    lines = [line for line in markdown.read_text().splitlines() if line.startswith("|")]
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    return [row for row in rows if set(row[0]) != {"-"}]

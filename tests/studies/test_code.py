@@ -26,13 +26,13 @@ def house(tmp_path, monkeypatch):
             path = tmp_path / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-        for known in (code._imports, code._tree, code._meaning):
+        for known in (code._closure, code._imports, code._tree, code._meaning):
             known.cache_clear()
 
     monkeypatch.setattr(code, "ROOT", tmp_path)
     build()
     yield build
-    for known in (code._imports, code._tree, code._meaning):
+    for known in (code._closure, code._imports, code._tree, code._meaning):
         known.cache_clear()
 
 

@@ -96,7 +96,7 @@ def test_what_is_not_there_is_told_with_its_reason(tmp_path):
     for planned in by_name(found, "bare"):
         judged(planned, [record("PGD-20", 0.5)])
     (drawn,) = figures(found, kind="bars", metric="clean", runs=list(names))
-    assert "Left out: failed (failed); missing (missing); bare (without clean)." in drawn.caption
+    assert "Left out: failed (failed); missing (not run); bare (without clean)." in drawn.caption
     assert drawn.caption.startswith("One seed; whiskers: 95 % interval over the test images.")
 
 
@@ -106,7 +106,7 @@ def test_without_any_run_a_figure_says_so(kind, tmp_path):
     needed = {"lines": "x metric", "bars": "metric", "security": "curve", "attributions": "method", "pictures": "files"}
     said = {key: own[key] for key in needed.get(kind, "").split()}
     (drawn,) = figures(grid(tmp_path), kind=kind, runs=["KD at {T}"], title="A title", **said)
-    assert drawn.caption == "Left out: KD at 10, KD at 40 (missing)."
+    assert drawn.caption == "Left out: KD at 10, KD at 40 (not run)."
     assert drawn.title == "A title"
     assert drawn.figure.texts[0].get_text() == "Nothing to draw yet"
 
@@ -124,7 +124,7 @@ def test_losses_of_all_seeds(tmp_path):
     assert list(accuracy.get_lines()[0].get_ydata()) == pytest.approx([0, 30, 60, 90])
     assert "KD at 10 at a training loss of 0.5 to 0.7" in drawn.alt
     assert "A line for each of 3 seeds." in drawn.caption
-    assert "Left out: KD at 40 (missing); plain (without metrics by epoch)." in drawn.caption
+    assert "Left out: KD at 40 (not run); plain (without metrics by epoch)." in drawn.caption
 
 
 def test_pictures_are_those_of_the_first_seed_that_has_any(tmp_path):
@@ -141,7 +141,7 @@ def test_pictures_are_those_of_the_first_seed_that_has_any(tmp_path):
     shown = [drawn.figure.axes[0].get_images()[0].get_array() for drawn in made]
     assert [round(float(each[0, 0, 0]) * 255) for each in shown] == [102, 51]
     assert [tuple(drawn.figure.get_size_inches() * 150) for drawn in made] == [(60, 30)] * 2
-    assert made[-1].caption == "plain: b. Left out: KD at 10, KD at 40 (missing)."
+    assert made[-1].caption == "plain: b. Left out: KD at 10, KD at 40 (not run)."
 
 
 def test_pages_hold_all_in_their_order():

@@ -75,6 +75,13 @@ def test_lines_of_the_teacher(accuracies):
     np.testing.assert_allclose(drawn.figure.axes[0].get_lines()[0].get_ydata(), [11, 11, 11])
 
 
+def test_a_metric_that_no_run_has_is_told_and_leaves_no_panel(accuracies):
+    (drawn,) = figures(accuracies[0], kind="lines", x="T", metric=["clean", "AutoAttack"], runs="KD at {T}")
+    (ax,) = drawn.figure.axes
+    assert ax.get_ylabel() == "clean, %"
+    assert drawn.caption.endswith("No run has AutoAttack.")
+
+
 def test_lines_go_over_numbers_that_runs_name(tmp_path):
     found = grid(
         tmp_path, axes={"T": [10, 40], "kind": ["a", "b"]}, runs=[{"name": "of {kind}", "set": {"k": "{kind}"}}]
@@ -152,7 +159,7 @@ def test_security_curves_begin_with_clean_images(tmp_path):
     (line,) = drawn.figure.axes[0].get_lines()
     np.testing.assert_allclose(line.get_xydata(), [[1, 50], [10, 5], [100, 0.5]])
     assert drawn.figure.axes[0].get_xlabel() == "steps (linf 8/255)"
-    assert "Left out: KD at 10, KD at 40 (missing)." in drawn.caption
+    assert "Left out: KD at 10, KD at 40 (not run)." in drawn.caption
     with pytest.raises(ValueError, match="'PGD-20 over eps', got 'PGD'"):
         figures(found, kind="security", curve="PGD", runs="plain")
 
@@ -230,6 +237,6 @@ def test_corruptions_of_all_runs_in_one(corrupted):
     (drawn,) = figures(corrupted, kind="corruptions", severities="mean", runs=["KD at {T}", "plain"])
     np.testing.assert_allclose(drawn.figure.axes[0].get_images()[0].get_array(), [[81, 31, 41], [91, 41, 51]])
     assert "On average plain keeps most (46.0 %), KD at 10 least (36.0 %)." in drawn.alt
-    assert drawn.caption.endswith("Left out: KD at 40 (missing).")
+    assert drawn.caption.endswith("Left out: KD at 40 (not run).")
     with pytest.raises(ValueError, match="severities is each or mean, got 'all'"):
         figures(corrupted, kind="corruptions", severities="all", runs="plain")

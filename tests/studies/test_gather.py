@@ -53,7 +53,7 @@ def test_states(tmp_path):
     fail(found.cells["plain #1"], "the disk is full")
     fail(found.cells["teacher #0"], "the disk is full")
     states = {ran.planned.cell.id: ran.state for ran in Results(found).runs}
-    assert [states[f"plain #{seed}"] for seed in range(3)] == ["done", "failed", "missing"]
+    assert [states[f"plain #{seed}"] for seed in range(3)] == ["done", "failed", "waiting"]
     assert (states["teacher #0"], states["KD at 10 #2"]) == ("failed", "skipped")
 
 

@@ -72,6 +72,16 @@ def test_a_grid_is_crossed_over_the_axes_that_names_hold(written):
     assert list(cell.judgings) == ["attacks", "others"]
 
 
+def test_a_recipe_has_a_title_and_a_note_of_its_own(written):
+    small = {"title": "In small", "note": "Digits, \n not photographs"}
+    path = written(recipes={"quick": small})
+    found = {recipe: read(path, recipe) for recipe in ("paper", "quick")}
+    assert {recipe: (each.title, each.note) for recipe, each in found.items()} == {
+        "paper": (GRID["title"], ""),
+        "quick": ("In small", "Digits, not photographs"),
+    }
+
+
 def test_words_are_those_of_the_command_line(written):
     cell = next(cell for cell in read(written()).cells if cell.name == "large at 10")
     *rest, option, value = cell.asked.words()
@@ -174,6 +184,7 @@ def test_what_there_is_not_is_named(tmp_path, written):
 def test_the_docs_name_every_grid_and_its_runs(at_root):
     shown = (ROOT / "docs" / "grids.md").read_text()
     for path in sorted(FOLDER.glob("*.yaml")):
-        runs = " / ".join(str(len(read(path, recipe).cells)) for recipe in RECIPES)
+        has = {"paper", *yaml.safe_load(path.read_text())["recipes"]}
+        runs = " / ".join(str(len(read(path, recipe).cells)) if recipe in has else "–" for recipe in RECIPES)
         assert f"| `{path.stem}` |" in shown
         assert re.search(rf"^\| `{path.stem}` \|.*\| {runs} \|$", shown, re.MULTILINE)

@@ -139,7 +139,7 @@ def test_a_class_of_ones_own_is_read_too(files):
     write(files)
     before = fits(planned())
     Path("my_layers.py").write_text("class Layer:\n    width = 1\n")
-    for known in (code._imports, code._tree, code._meaning):
+    for known in (code._closure, code._imports, code._tree, code._meaning):
         known.cache_clear()  # a command reads every file once
     assert not set(before.values()) & set(fits(planned()).values())
 

@@ -132,6 +132,14 @@ def test_a_page_stands_alone(tmp_path):
     assert "holds" in page.said
 
 
+def test_what_a_recipe_departs_in_is_said_below_the_title(tmp_path):
+    quick = {"title": "In small", "note": "Digits in place of CIFAR-10."}
+    page = written(whole(tmp_path, recipe="quick", recipes={"quick": quick}), tmp_path / "report")
+    assert "In small" in page.said
+    assert "Recipe quick: Digits in place of CIFAR-10." in page.said
+    assert "**Recipe quick: Digits in place of CIFAR-10.**" in (tmp_path / "report" / "report.md").read_text()
+
+
 def test_figures_are_carried_with_their_text(tmp_path, monkeypatch):
     figure = Figure(figsize=(3, 2))
     figure.subplots().plot([0, 1])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,11 @@ def study(tmp_path, monkeypatch):
         path.write_text(yaml.safe_dump(grid))
         words = [sys.executable, "-m", "studies", verb, str(path), "--runs", str(tmp_path / runs), *more]
         pipe = subprocess.PIPE
-        return subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        # What a shell runs in the background ignores Ctrl-C, and so would all that it starts.
+        hears = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        return subprocess.Popen(
+            words, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=hears
+        )
 
     def run(*words, **options):
         process = start(*words, **options)
@@ -132,6 +137,23 @@ def test_a_study_that_was_killed_ends_with_the_same_figures_and_repeats_nothing(
     assert complete(study.folder / "runs") == after
     status, said = study("status")
     assert "4 done" in said
+
+
+def test_ctrl_c_is_no_failure(study):
+    endless = {**GRID["runs"][0], "set": {**GRID["runs"][0]["set"], "trainer.max_epochs": 100_000}}
+    grid = {**GRID, "runs": [endless], "tables": []}
+    process = study.start("run", grid=grid)
+    cells = study.folder / "runs" / "studies" / "cells"
+    while not [*cells.glob(".*.partial/checkpoints/last.ckpt")]:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Interrupted; the same command goes on" in said
+    assert "Traceback" not in said
+    status, said = study("status", grid=grid)
+    assert (status, "2 waiting" in said) == (0, True), said
 
 
 def test_what_fails_is_told_with_its_log_and_costs_no_other_run(study):
