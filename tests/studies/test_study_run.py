@@ -177,6 +177,24 @@ def test_what_fails_is_told_with_its_log_and_costs_no_other_run(study):
     assert len(complete(study.folder / "runs")) == 8
 
 
+def test_the_smallest_quick_study_from_nothing_to_its_report(tmp_path, at_root):
+    words = [sys.executable, "-m", "studies", "run", "mnist_kd", "--quick", "--runs", str(tmp_path)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = tmp_path / "studies" / "mnist_kd-quick" / "report"
+    assert "- runs: 21 of 21 done" in (report / "report.md").read_text()
+    with (report / "claims.csv").open() as file:
+        assert "not run" not in {claim["verdict"] for claim in csv.DictReader(file)}
+    rows = [row for path in sorted((report / "tables").glob("*.csv")) for row in csv.DictReader(path.open())]
+    assert {row["run"] for row in rows} >= {"large", "small alone", "small distilled, without 1"}
+    assert all(row["mean"] for row in rows)
+    learnt = [float(row["mean"]) for row in rows if row["metric"] == "clean" and "without" not in row["run"]]
+    assert len(learnt) >= 3
+    assert min(learnt) > 90  # and not a network that never trained
+
+
 def test_a_plan_says_what_there_is_to_do(study):
     status, said = study("plan", "--profile", "slurm")
     assert status == 0, said
