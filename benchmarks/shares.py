@@ -89,7 +89,7 @@ def examples(on: Setting, given: Options) -> str:
 
 
 def rows(method: str, on: Setting, taken: dict[str, list[float]]) -> list[list[str]]:
-    """The cells, by :data:`COLUMNS`."""
+    """The cells, by :data:`COLUMNS`; the last is ARD's."""
     names = list(taken)
     cells = [[names[0], f"{1000 * median(taken[names[0]]):,.1f}", "", "", ""]]
     for before, name in pairwise(names):
@@ -114,16 +114,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say, out = consoles()
     out.print("\n".join(header("benchmarks.shares", said(arguments), options.device, ("torchvision",))))
     method = options.method
+    crafts = method == "ARD"
+    columns = COLUMNS if crafts else COLUMNS[:-1]
     for pair in options.pairs:
         on = Setting(pair, options.batch, options.steps, device=options.device)
         runs: dict[str, Run] = {"the released way": released(method, on)}
         rungs = ladder(method, on, options.compile or on.device != "cpu")
         runs |= {name: Ours(method, on, given) for name, given in rungs.items()}
         taken = in_turn(runs, options.rounds, on.device, say, PAIRS[pair][0])
-        show(
-            out, f"{method}, {PAIRS[pair][0]}, batches of {on.batch}, K = {on.steps}", COLUMNS, rows(method, on, taken)
-        )
-    out.print("\n".join(LEGEND))
+        title = f"{method}, {PAIRS[pair][0]}, batches of {on.batch}" + f", K = {on.steps}" * crafts
+        show(out, title, columns, [cells[: len(columns)] for cells in rows(method, on, taken)])
+    out.print("\n".join(LEGEND if crafts else LEGEND[:1]))
 
 
 if __name__ == "__main__":
