@@ -87,7 +87,7 @@ def median(metric: str, values: np.ndarray, unit: str, seconds: float) -> Record
     For what spreads over orders of magnitude, whose mean is that of a few images.
     """
     n = len(values)
-    low, high = np.sort(values)[np.clip(binom.ppf([0.025, 0.975], n, 0.5).astype(int), 0, n - 1)]
+    low, high = np.sort(values)[np.clip(binom.ppf([0.025, 0.975], n, 0.5).astype(int) - [1, 0], 0, n - 1)]
     return Record(metric, float(np.median(values)), n, float(low), float(high), round(seconds, 3), unit=unit)
 
 

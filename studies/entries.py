@@ -6,6 +6,7 @@ from typing import Any
 
 from studies.cells import Study
 from studies.grid import filled, places
+from studies.shapes import axes_of, excluded, known, mapping
 
 
 @dataclass(frozen=True)
@@ -27,25 +28,21 @@ class Scope:
     def entry(self, said: Any, keys: set[str], needed: Sequence[str], where: str) -> "Scope":
         """The scope of an entry within this one, whose keys are checked."""
         where = f"{self.where}{where}"
-        if not isinstance(said, Mapping):
-            raise ValueError(f"{where} must map keys to values, got {said!r}.")
-        if unknown := [str(key) for key in said if key not in keys]:
-            raise ValueError(f"{where} has no {unknown[0]!r}: there are {', '.join(sorted(keys))}.")
+        known(said, keys, where)
         if missing := [key for key in needed if said.get(key) in (None, "", [])]:
             raise ValueError(f"{where} needs {missing[0]!r}.")
-        for key in ("over", "published"):
-            if not isinstance(said.get(key) or {}, Mapping):
-                raise ValueError(f"{where}: {key} must map names to values, got {said[key]!r}.")
+        mapping(said, "published", where)
+        excluded(said, where)
         if said.get("judge") is not None and said["judge"] not in self.judgings:
             raise ValueError(
                 f"{where}: there is no judging {said['judge']!r}, but {', '.join(self.judgings) or 'none'}."
             )
-        return replace(self, where=where, axes={**self.axes, **(said.get("over") or {})})
+        return replace(self, where=where, axes={**self.axes, **axes_of(said, "over", where)})
 
     def places(self, said: Mapping[str, Any], *keys: str) -> Iterator["Scope"]:
         """This scope at every place of those axes that the templates under some keys name and that are still free."""
         free = {axis: values for axis, values in self.axes.items() if axis not in self.place}
-        for place in places(" ".join(str(said.get(key, "")) for key in keys), free, said.get("except") or ()):
+        for place in places(" ".join(str(said.get(key, "")) for key in keys), free, excluded(said, self.where)):
             yield replace(self, place={**self.place, **place})
 
     def filled(self, value: Any) -> Any:

@@ -46,6 +46,7 @@ from typing import Any
 import yaml
 
 from studies.cells import Asked, Cell, Study
+from studies.shapes import axes_of, count, excluded, known, listed, mapping, seeds_of, text
 
 RECIPES = ("paper", "short", "quick")
 FOLDER = Path("configs/studies")
@@ -87,25 +88,30 @@ def read(path: Path, recipe: str = "paper") -> Study:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(said, dict) or not isinstance(said.get("runs"), list) or not said["runs"]:
         raise ValueError(f"{path} is no study: it needs a list under runs, each entry with a name and a config.")
-    _known(said, KEYS, f"{path}")
+    known(said, KEYS, f"{path}")
     recipes = said.get("recipes") or {}
-    _known(recipes, set(RECIPES), f"{path}, recipes")
+    known(recipes, set(RECIPES), f"{path}, recipes")
     if recipe not in RECIPES or (recipe != "paper" and recipe not in recipes):
         raise ValueError(f"{path} has no recipe {recipe}: there are {', '.join(['paper', *recipes])}.")
     own = recipes.get(recipe) or {}
-    _known(own, RECIPE, f"{path}, recipe {recipe}")
+    known(own, RECIPE, f"{path}, recipe {recipe}")
     merged = {**said, **{key: own[key] for key in own if key not in ("axes", "judge", "runs", "config", "set")}}
-    axes = {**_axes(said, "axes", f"{path}"), **_axes(own, "axes", f"{path}, recipe {recipe}")}
-    judge = _judgings(_mapping(said, "judge", f"{path}"), _mapping(own, "judge", f"{path}, recipe {recipe}"), path)
+    axes = {**axes_of(said, "axes", f"{path}"), **axes_of(own, "axes", f"{path}, recipe {recipe}")}
+    if strange := [axis for axis in axes if axis not in (said.get("axes") or {})]:
+        raise ValueError(f"{path}, recipe {recipe}: the grid has no axis {strange[0]!r}.")
+    judge = _judgings(mapping(said, "judge", f"{path}"), mapping(own, "judge", f"{path}, recipe {recipe}"), path)
     for entry in said["runs"]:
-        _known(entry, RUN, f"{path}, a run")
+        known(entry, RUN, f"{path}, a run")
         if not isinstance(entry.get("name"), str) or not entry["name"]:
             raise ValueError(f"{path}: every run needs a name, {dict(entry)} has none.")
-    for pattern in _mapping(own, "runs", f"{path}, recipe {recipe}"):
+    only = listed(own, "only", f"{path}, recipe {recipe}", ["*"])
+    changed = mapping(own, "runs", f"{path}, recipe {recipe}")
+    for pattern in (*only, *changed):
         if not any(fnmatchcase(entry["name"], str(pattern)) for entry in said["runs"]):
             raise ValueError(f"{path}, recipe {recipe}: no run is called {pattern!r}.")
-    only = _list(own, "only", f"{path}, recipe {recipe}", ["*"])
-    seeds = _seeds(merged, f"{path}")
+    for pattern, more in changed.items():
+        known(more, {"config", "set"}, f"{path}, recipe {recipe}, runs {pattern!r}")
+    seeds = seeds_of(merged, f"{path}")
     cells = tuple(
         cell
         for entry in said["runs"]
@@ -118,17 +124,17 @@ def read(path: Path, recipe: str = "paper") -> Study:
     study = Study(
         name=path.stem,
         recipe=recipe,
-        title=merged.get("title", path.stem),
-        note=" ".join(str(merged.get("note", "")).split()),
-        source=merged.get("source", ""),
+        title=text(merged, "title", f"{path}", path.stem),
+        note=text(merged, "note", f"{path}"),
+        source=text(merged, "source", f"{path}"),
         checkpoint=checkpoint,
-        threads=_count(merged, "threads", path),
-        group=_count(merged, "group", path),
+        threads=count(merged, "threads", f"{path}"),
+        group=count(merged, "group", f"{path}"),
         axes=axes,
         cells=cells,
-        tables=tuple(merged.get("tables") or ()),
-        claims=tuple(merged.get("claims") or ()),
-        figures=tuple(merged.get("figures") or ()),
+        tables=tuple(listed(merged, "tables", f"{path}")),
+        claims=tuple(listed(merged, "claims", f"{path}")),
+        figures=tuple(listed(merged, "figures", f"{path}")),
     )
     _check(study, path)
     return study
@@ -179,15 +185,13 @@ def _cells(
     for pattern, more in (recipe.get("runs") or {}).items():
         if fnmatchcase(template, pattern):
             asked = asked.then(_asked(more, where))
-    wanted = _list(entry, "judge", where, list(judge))
-    if missing := [name for name in wanted if name not in judge]:
+    wanted = listed(entry, "judge", where, list(judge))
+    if missing := [name for name in wanted if name not in list(judge)]:
         raise ValueError(f"{where} is judged by {missing[0]!r}, the grid has {', '.join(judge) or 'none'}.")
-    listed = _seeds(entry, where) if "seeds" in entry else seeds
-    own = [seed for seed in seeds if seed in listed] or listed
-    without = _list(entry, "except", where, [])
-    if wrong := [each for each in without if not isinstance(each, Mapping)]:
-        raise ValueError(f"{where}: except lists combinations such as {{T: 40}}, got {wrong[0]!r}.")
-    for place in places(template, {**axes, **_axes(entry, "over", where)}, without):
+    named = seeds_of(entry, where) if "seeds" in entry else seeds
+    own = [seed for seed in seeds if seed in named] or named
+    without = excluded(entry, where)
+    for place in places(template, {**axes, **axes_of(entry, "over", where)}, without):
         for seed in own:
             yield Cell(
                 name=str(filled(template, place, where)),
@@ -202,12 +206,12 @@ def _cells(
 
 
 def _judgings(said: Mapping[str, Any], recipe: Mapping[str, Any], path: Path) -> dict[str, Asked]:
-    _known(recipe, set(said), f"{path}, judge of the recipe")
+    known(recipe, set(said), f"{path}, judge of the recipe")
     for name in said:
         if not isinstance(name, str) or not re.fullmatch(r"[\w .+-]{1,60}", name):
             raise ValueError(f"{path}: the judging {name!r} names a folder: letters, digits and '_ .+-' only.")
     for name, entry in [*said.items(), *recipe.items()]:
-        _known(entry or {}, {"config", "set"}, f"{path}, judge {name}")
+        known(entry or {}, {"config", "set"}, f"{path}, judge {name}")
     return {
         name: _asked(entry or {}, f"{path}, judge {name}").then(_asked(recipe.get(name) or {}, f"{path}, judge {name}"))
         for name, entry in said.items()
@@ -219,39 +223,10 @@ def _asked(entry: Mapping[str, Any], where: str) -> Asked:
     files = [files] if isinstance(files, str) else files
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise ValueError(f"{where}: config names a file, or a list of them, got {entry['config']!r}.")
-    options = _mapping(entry, "set", where)
+    options = mapping(entry, "set", where)
     if wrong := [key for key in options if not isinstance(key, str)]:
         raise ValueError(f"{where}: set maps options to values, {wrong[0]!r} is no option.")
     return Asked(tuple(files), options)
-
-
-def _mapping(said: Mapping[str, Any], key: str, where: str) -> Mapping[Any, Any]:
-    value = said.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where}: {key} must map names to values, got {value!r}.")
-    return value
-
-
-def _list(said: Mapping[str, Any], key: str, where: str, default: list[Any]) -> list[Any]:
-    value = said.get(key, default)
-    if not isinstance(value, list):
-        raise ValueError(f"{where}: {key} must be a list, got {value!r}.")
-    return value
-
-
-def _axes(said: Mapping[str, Any], key: str, where: str) -> dict[str, list[Any]]:
-    axes = _mapping(said, key, where)
-    for axis in axes:
-        if not isinstance(axis, str) or not _list(axes, axis, f"{where}, {key}", []):
-            raise ValueError(f"{where}: {key} maps names to the values of an axis, {axis!r} has none.")
-    return dict(axes)
-
-
-def _seeds(said: Mapping[str, Any], where: str) -> list[int]:
-    seeds = _list(said, "seeds", where, [0])
-    if not seeds or any(not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 for seed in seeds):
-        raise ValueError(f"{where}: seeds must be a list of integers of at least 0, got {seeds!r}.")
-    return seeds
 
 
 def _check(study: Study, path: Path) -> None:
@@ -281,17 +256,3 @@ def _flavour(name: str, where: str) -> None:
         Flavour.parse(name)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-def _known(said: Mapping[str, Any], known: set[str], where: str) -> None:
-    if not isinstance(said, Mapping):
-        raise ValueError(f"{where} must map keys to values, got {said!r}.")
-    if unknown := sorted(str(key) for key in said if key not in known):
-        raise ValueError(f"{where} has no {unknown[0]!r}: there are {', '.join(sorted(known))}.")
-
-
-def _count(said: Mapping[str, Any], key: str, path: Path) -> int:
-    value = said.get(key, 1)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{path}: {key} must be an integer of at least 1, got {value!r}.")
-    return value

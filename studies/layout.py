@@ -10,6 +10,7 @@ A grid file may have these keys; names in braces are axes of the study, or of th
           - {label: teacher, metric: PGD-20, judge: attacks, model: teacher}
         rows:                                # {T} in label or run, but in no column, makes a row for each T
           - {label: "KD, T = {T}", run: "KD at {T}"}
+          - plain                            # a run, which is called like it
           - {label: KD as published, run: KD at 40, published: {PGD-20: 38.21}}   # by column, in the table's unit
         against: "KD at 40"                  # every row is compared with this run, seed by seed
     claims:
@@ -24,10 +25,12 @@ grid are left out.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from studies.cells import Study
 from studies.entries import Scope
+from studies.shapes import listed
 from studies.stats import SIDES
 
 TABLE = {"title", "note", "rows", "columns", "against", "over", "except"}
@@ -133,6 +136,8 @@ def tables(study: Study) -> list[Layout]:
         root = Scope(study, study.name, study.axes).entry(
             said, TABLE, ("title", "rows", "columns"), f", table {number}"
         )
+        for key in ("rows", "columns"):
+            listed(said, key, root.where)
         found += [_table(said, scope) for scope in root.places(said, "title")]
     return found
 
@@ -159,16 +164,13 @@ def _table(said: Mapping[str, Any], scope: Scope) -> Layout:
     labels = [column.label for column in columns]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ValueError(f"{scope.where} has two columns {twice[0]!r}.")
-    rows, left_out = [], []
-    for each in said["rows"]:
-        made = _rows(each, scope, columns)
-        rows += made
-        left_out += [] if made else [str(each["label"])]
+    made = [_rows(each, scope, columns) for each in said["rows"]]
+    rows, left_out = (tuple(chain(*each)) for each in zip(*made, strict=True))
     against = said.get("against")
     compared = () if against is None else _runs(against, scope, columns)
     if against is not None and not any(compared):
         scope.refuse_run(against)
-    return Layout(title, note, tuple(columns), tuple(rows), compared, tuple(left_out))
+    return Layout(title, note, tuple(columns), rows, compared, left_out)
 
 
 def _columns(said: Mapping[str, Any], table: Scope) -> list[Column]:
@@ -182,14 +184,20 @@ def _columns(said: Mapping[str, Any], table: Scope) -> list[Column]:
     ]
 
 
-def _rows(said: Mapping[str, Any], table: Scope, columns: Sequence[Column]) -> list[Row]:
-    """A row for each place of the axes that no column has, without those at which the grid has no run."""
-    scope = table.entry(said, ROW, ("label", "run"), ", a row")
+def _rows(said: Any, table: Scope, columns: Sequence[Column]) -> tuple[list[Row], list[str]]:
+    """A row for each place of the axes that no column has and at which the grid has a run; the labels of all if none.
+
+    A row that is a run alone is called like it.
+    """
+    said = {"run": said} if isinstance(said, str) else said
+    scope = table.entry(said, ROW, ("run",), ", a row")
+    said = {"label": said["run"], **said}
     across = {axis for column in columns for axis in column.place} - set(table.place)
     down = replace(scope, axes={axis: values for axis, values in scope.axes.items() if axis not in across})
-    found = []
+    found, left_out = [], []
     for at in down.places(said, "label", "run"):
         runs = _runs(said["run"], at, columns)
+        left_out.append(str(at.filled(said["label"])))
         if any(runs):
             found.append(Row(str(at.filled(said["label"])), runs, _published(said, at, columns)))
     if not found:
@@ -199,7 +207,7 @@ def _rows(said: Mapping[str, Any], table: Scope, columns: Sequence[Column]) -> l
             f"{scope.where}: {said['label']!r} stands for {len(found)} rows, whose published figures cannot all be the "
             "same: give each a row of its own."
         )
-    return found
+    return found, [] if found else left_out
 
 
 def _runs(template: str, scope: Scope, columns: Sequence[Column]) -> tuple[str | None, ...]:
@@ -215,22 +223,22 @@ def _published(said: Mapping[str, Any], scope: Scope, columns: Sequence[Column])
 
 
 def _claims(said: Mapping[str, Any], scope: Scope) -> list[Claim]:
-    if said["claimed"] not in SIDES:
+    if said["claimed"] not in list(SIDES):
         raise ValueError(f"{scope.where}: claimed is one of {', '.join(SIDES)}, got {said['claimed']!r}.")
     if ("other" in said) == ("than" in said):
         raise ValueError(f"{scope.where} needs either the run that it compares with, other, or a figure, than.")
     if "than" in said and (isinstance(said["than"], bool) or not isinstance(said["than"], int | float)):
         raise ValueError(f"{scope.where}: than must be a figure, got {said['than']!r}.")
     templates = [said[key] for key in ("one", "other") if key in said]
-    found = []
+    found, left_out = [], []
     for at in scope.places(said, "says", "metric", "one", "other"):
+        names = {key: str(at.filled(said[key])) for key in ("says", "one", "metric", "other") if key in said}
         if all(at.run(template) for template in templates):
-            names = {key: str(at.filled(said[key])) for key in ("says", "one", "metric", "other") if key in said}
             found.append(Claim(claimed=said["claimed"], than=said.get("than"), judge=said.get("judge"), **names))
+        else:
+            left_out.append(Claim(names["says"], names["one"], names["metric"], said["claimed"]))
     if not found:
         for template in templates:
             if not any(at.run(template) for at in scope.places(said, "says", "metric", "one", "other")):
                 scope.refuse_run(template)
-        # It is told all the same, as one that was not put to the test.
-        found.append(Claim(str(said["says"]), str(said["one"]), str(said["metric"]), said["claimed"]))
-    return found
+    return found or left_out  # those are told all the same, as not put to the test

@@ -35,7 +35,7 @@ def make(results: Results, command: str) -> Report:
         ValueError: for tables, claims or figures that the grid does not describe as it should.
     """
     study = results.study
-    tables = [shown(each, results) for each in layout.tables(study)]
+    tables = [shown(each, results) for each in layout.tables(study) if each.rows]  # of a recipe's runs, at least one
     drawn = [each for said in study.figures for each in draw(results, said)]
     pictures = [picture(each.figure, each.title, each.alt, each.caption) for each in drawn]
     return Report(

@@ -107,9 +107,9 @@ def _contents(report: Report, tested: bool) -> list[Section]:
     tables = tuple((f"table-{n}", table.layout.title) for n, table in enumerate(report.tables.values(), 1))
     figures = tuple((f"figure-{n}", each.title) for n, each in enumerate(report.pictures.values(), 1) if each.title)
     sections = {
-        Section("claims", "Claims"): True,
+        Section("claims", "Claims"): bool(report.judged),
         Section("tables", "Tables", tables): bool(tables),
-        Section("tests", "Paired tests"): tested,
+        Section("tests", "Tests of the differences"): tested,
         Section("figures", "Figures", figures): bool(report.pictures),
         Section("diagnostics", "Is the robustness real?"): bool(facts.diagnoses),
         Section("unfinished", "Runs that are not finished"): bool(words.unfinished(facts)),

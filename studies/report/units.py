@@ -8,6 +8,7 @@ from attacks.records import Record
 from studies.gather import COUNT
 from studies.stats import spread_of
 
+TOLD = ("probability", "similarity", "skill")  # units that a metric's name says
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
@@ -73,7 +74,7 @@ def unit_of(records: Sequence[Record], published: Sequence[float | str | None] =
     if name == COUNT:
         return Unit("", 1.0, None)
     largest = max((abs(record.value) for record in records if math.isfinite(record.value)), default=0.0)
-    name = "" if name == "probability" else name  # which its metric is, and needs not be told
+    name = "" if name in TOLD else name
     return Unit(name, 1.0, min(6, max(0, 2 - math.floor(math.log10(largest)))) if largest else 3)
 
 

@@ -11,9 +11,9 @@ from attacks.records import Record
 from studies.gather import COUNT, Results
 from studies.layout import Claim
 from studies.report.units import Unit, unit_of
-from studies.stats import MARGIN, SIDES, UNDECIDED, Difference, Interval, apart, over_images, over_seeds, verdict
+from studies.stats import MARGIN, SIDES, Difference, Interval, apart, over_images, over_seeds, verdict
 
-NOT_RUN = "not run"
+UNMEASURED = "not measured"
 SEEDS, IMAGES, UNPAIRED, COUNTS = "seeds", "images", "unpaired images", "counts"  # over what a difference was taken
 
 
@@ -47,7 +47,7 @@ class Judged:
 
     Attributes:
         claim: what is claimed.
-        verdict: ``holds``, ``does not hold``, ``undecided`` or ``not run``.
+        verdict: ``holds``, ``does not hold``, ``undecided`` or ``not measured``.
         compared: the difference that it rests on.
         bound: on which side of it the difference should lie.
         side: 1 for above the bound, -1 for below.
@@ -71,12 +71,7 @@ def judge(results: Results, claim: Claim) -> Judged:
     # The margin is in points: what is no share has none.
     margin = MARGIN if compared.unit.name == "%" else 0.0
     side, times = SIDES[claim.claimed]
-    if compared.difference is not None:
-        said = verdict(compared.difference, claim.claimed, margin)
-    else:
-        names = [name for name in (claim.one, claim.other) if name in results.names]
-        finished = names and all(any(ran.state == "done" for ran in results.of(name).values()) for name in names)
-        said = UNDECIDED if finished else NOT_RUN
+    said = UNMEASURED if compared.difference is None else verdict(compared.difference, claim.claimed, margin)
     return Judged(claim, said, compared, times * margin, side)
 
 

@@ -4,18 +4,19 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from studies import layout
 from studies.overview import clock
 from studies.report.facts import Facts
 from studies.report.tables import Cell, Shown
 from studies.report.units import Unit, probability
-from studies.report.verdicts import COUNTS, IMAGES, NOT_RUN, SEEDS, UNPAIRED, Compared, Judged
+from studies.report.verdicts import COUNTS, IMAGES, SEEDS, UNMEASURED, UNPAIRED, Compared, Judged
 from studies.stats import FAILS, HOLDS, UNDECIDED
 
-VERDICTS = (HOLDS, FAILS, UNDECIDED, NOT_RUN)
+VERDICTS = (HOLDS, FAILS, UNDECIDED, UNMEASURED)
 
 HOW_JUDGED = (
     "A claim holds where the 95 % interval of the difference lies on the claimed side of its bound (shaded), does not "
-    "hold where it lies on the other, and is undecided where it holds the bound. Intervals are Student's t over the "
+    "hold where it lies on the other, and is undecided where the bound lies inside. Intervals are Student's t over the "
     "common seeds; where one seed, or seeds that all agree, cannot tell, they are over the same images (Tango's score "
     "interval) or, where it is not kept what became of each image, over the images of both, unpaired. "
     "“No lower” and “no higher” allow half a percentage point. Intervals are not corrected for the number of claims."
@@ -146,6 +147,8 @@ def made(facts: Facts) -> list[str]:
             f"Fits took {clock(facts.seconds[0])} and tests {clock(facts.seconds[1])} of wall-clock time, summed over "
             f"processes of {study.threads} thread{'s' if study.threads > 1 else ''} each."
         )
+    if missing := [table.title for table in layout.tables(study) if not table.rows]:
+        said.append(f"Of these tables the recipe leaves out every run: {'; '.join(missing)}.")
     differing = [key for key, values in facts.environment.items() if len(values) > 1]
     if differing:
         said.append(f"Not all ran alike: they differ in {', '.join(differing)}.")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from main_helpers import ROOT
 
+from studies import layout
 from studies.grid import FOLDER, RECIPES, filled, find, places, read
 
 CONFIG = "configs/flavours_ring.yaml"
@@ -143,6 +144,11 @@ def test_places_are_the_product_of_the_named_axes(axes):
         ({"checkpoint": "first"}, "best or last, got 'first'"),
         ({"threads": 0}, "threads must be an integer of at least 1, got 0"),
         ({"recipes": {"long": {}}}, "no 'long'"),
+        ({"tables": 5}, "tables must be a list, got 5"),
+        ({"figures": {"kind": "lines"}}, "figures must be a list"),
+        ({"title": None}, "title must be text, got None"),
+        (changed_run(judge=[["attacks"]]), "is judged by ['attacks'], the grid has"),
+        (changed_run(**{"except": [1]}), "except lists combinations such as {T: 40}, got 1"),
     ],
 )
 def test_what_is_no_grid_is_refused(written, changes, said):
@@ -156,7 +162,11 @@ def test_what_is_no_grid_is_refused(written, changes, said):
         ({"only": "teach*"}, "only must be a list, got 'teach*'"),
         ({"runs": {"KD*": {}}}, "no run is called 'KD*'"),
         ({"axes": [1]}, "axes must map names to values"),
-        ({"only": ["nobody"]}, "leaves no run"),
+        ({"only": ["nobody", "teacher"]}, "no run is called 'nobody'"),
+        ({"axes": {"t": [1]}}, "the grid has no axis 't'"),
+        ({"runs": {"{size}*": {"sett": {}}}}, "has no 'sett'"),
+        ({"runs": {"{size}*": None}}, "must map keys to values, got None"),
+        ({"note": ["a"]}, "note must be text, got ['a']"),
     ],
 )
 def test_a_wrong_recipe_is_refused(written, changes, said):
@@ -179,6 +189,14 @@ def test_what_there_is_not_is_named(tmp_path, written):
     broken.write_text("a: [")
     with pytest.raises(ValueError, match="is no YAML"):
         read(broken)
+
+
+def test_the_grid_that_the_docs_write_down_is_one(tmp_path, at_root):
+    blocks = re.findall(r"^```yaml\n(.+?)^```", (ROOT / "docs" / "grids.md").read_text(), re.MULTILINE | re.DOTALL)
+    path = tmp_path / "docs.yaml"
+    path.write_text("".join(blocks))
+    assert {recipe: len(read(path, recipe).cells) for recipe in ("paper", "quick")} == {"paper": 10, "quick": 4}
+    layout.check(read(path))
 
 
 def test_the_docs_name_every_grid_and_its_runs(at_root):

@@ -160,5 +160,10 @@ def test_words_are_understood(path, recipe, at_root, capsys) -> None:
             length = trainer["max_epochs"] if init["scheduler_interval"] == "epoch" else trainer["max_steps"]
             assert schedule["init_args"]["T_max"] == length > 0, cell.name
             assert schedule["init_args"]["eta_min"] == 0
+        if recipe == "quick" and path.stem in PAPERS - {"flavours_toy"}:
+            # What the paper's optimiser says of itself must not reach another's.
+            own = {"lr": 0.003, "betas": [0.9, 0.999], "eps": 1e-08, "weight_decay": 0.0, "amsgrad": False}
+            assert init["optimizer"]["class_path"] == "torch.optim.Adam"
+            assert own.items() <= init["optimizer"]["init_args"].items(), cell.name
         if recipe == "quick":
             assert whole["data"]["class_path"] in ("datamodules.Digits", "datamodules.ToyRing")

@@ -33,6 +33,13 @@ def test_rows_stand_under_their_columns(tmp_path):
     assert (found.note, found.against, found.left_out) == ("One sentence.", ("plain", "plain"), ())
 
 
+def test_a_row_that_is_a_run_is_called_like_it(tmp_path):
+    (found,) = tables(grid(tmp_path, tables=[{**TABLE, "rows": ["plain", "KD at {T}"]}]).study)
+    assert [(row.label, row.runs[0]) for row in found.rows] == [
+        (name, name) for name in ("plain", "KD at 10", "KD at 40")
+    ]
+
+
 def test_rows_are_repeated_over_the_axes_that_they_name(tmp_path):
     found = table(tmp_path, rows=[{"label": "T = {T}", "run": "KD at {T}"}, {"label": "KD", "run": "KD at {T}"}])
     assert [(row.label, row.runs[0]) for row in found.rows] == [
@@ -90,13 +97,30 @@ def test_what_a_recipe_leaves_out_is_told(tmp_path):
     assert [(claim.says, claim.other) for claim in claims(study)] == [("10", "plain"), ("It helps.", None)]
 
 
+def test_what_a_recipe_leaves_out_everywhere_has_no_braces(tmp_path):
+    runs = [{"name": "KD at {T}"}, {"name": "plain"}]
+    said = {
+        "tables": [{**TABLE, "rows": ["plain", {"label": "KD, {T}", "run": "KD at {T}"}]}],
+        "claims": [{**CLAIM, "one": "KD at {T}", "says": "At {T}.", "other": "plain"}],
+        "recipes": {"quick": {"only": ["plain"]}},
+    }
+    study = grid(tmp_path, "quick", runs=runs, **said).study
+    assert tables(study)[0].left_out == ("KD, 10", "KD, 40")
+    assert [claim.says for claim in claims(study)] == ["At 10.", "At 40."]
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
         ({"colums": COLUMNS}, "'colums'"),
         ({"title": ""}, "'title'"),
         ({"rows": []}, "'rows'"),
-        ({"rows": ["plain"]}, "'plain'"),
+        ({"rows": ["plane"]}, "'plane'"),
+        ({"rows": 5}, "rows must be a list, got 5"),
+        ({"columns": {"label": "PGD"}}, "columns must be a list"),
+        ({"over": {"T": 5}}, "T must be a list, got 5"),
+        ({"except": {"T": 10}}, "except must be a list"),
+        ({"rows": [{**ROW, "except": [1]}]}, "combinations such as .*, got 1"),
         ({"rows": [{"label": "KD", "run": "KD at 70"}]}, "'KD at 70'.*KD at 10"),
         ({"rows": [{"label": "KD", "run": "KD at {S}"}]}, "axis S"),
         ({"rows": [{**ROW, "published": {"FGSM": 1}}]}, "'FGSM'.*clean, PGD"),
@@ -120,6 +144,8 @@ def test_a_table_that_is_none_is_refused(tmp_path, said, message):
     ("said", "message"),
     [
         ({"claimed": "better"}, "'better'"),
+        ({"claimed": ["higher"]}, "higher.*got"),
+        ({"except": "T"}, "except must be a list"),
         ({"claims": 1}, "'claims'"),
         ({"one": "KD"}, "'KD'"),
         ({"other": "KD at 70"}, "'KD at 70'"),
