@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import rand
 import lightning_modules
 from lightning_modules import Distiller, Noise, Regime
 from main import main
+from studies.grid import find
 from studies.regimes import noises, regimes
 
 ROOT = Path(__file__).parents[1]
@@ -62,3 +64,14 @@ def test_the_tables_name_every_regime_every_noise_and_every_config():
     assert len(names) > 20
     for name in [*names, *(path.stem for path in (ROOT / "configs").glob("*.yaml"))]:
         assert f"`{name}`" in README, name
+
+
+def test_every_command_of_the_docs_is_there(at_root):
+    """``python -m MODULE``, and of studies their grids."""
+    said = "\n".join(path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    modules = set(re.findall(r"python -m ([\w.]+)", said))
+    assert {"studies", "benchmarks", "benchmarks.shares"} <= modules
+    assert [name for name in sorted(modules) if not find_spec(name)] == []
+    grids = set(re.findall(r"python -m studies (?:plan|run|status|report|board) (\w+)", said)) - {"NAME"}
+    assert {"flavours_toy", "claims", "temperature"} <= grids
+    assert all(find(name).is_file() for name in grids)

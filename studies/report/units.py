@@ -74,7 +74,8 @@ def unit_of(records: Sequence[Record], published: Sequence[float | str | None] =
     if name == COUNT:
         return Unit("", 1.0, None)
     largest = max((abs(record.value) for record in records if math.isfinite(record.value)), default=0.0)
-    name = "" if name in TOLD else name
+    if name in TOLD:
+        return Unit()
     return Unit(name, 1.0, min(6, max(0, 2 - math.floor(math.log10(largest)))) if largest else 3)
 
 
