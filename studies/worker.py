@@ -18,6 +18,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from threading import Event
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -33,6 +35,13 @@ UNASKED = ("--interpret.images", "0")  # unless a judging asks for it
 TRAINED_ONLY = ("--trainer.limit_test_batches", "0", *UNASKED)  # judged afterwards, by tests of their own
 STOPPED = 143  # the status of a fit that was sent SIGTERM
 JUDGED = ("--trainer.limit_test_batches", "1.0", *UNASKED)
+INTERRUPTED = Event()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C, which is remembered."""
+    INTERRUPTED.set()
+    signal.default_int_handler(number, frame)
 
 
 def main(plan: Path, group: str) -> int:
@@ -50,7 +59,7 @@ def main(plan: Path, group: str) -> int:
 def run(job: dict[str, Any], study: str) -> str:
     """Fits and judges a cell unless that has been done: ``done``, ``failed`` or ``skipped``."""
     folder = Path(job["folder"])
-    working, log, at_first = partial(folder), log_of(folder), signal.getsignal(signal.SIGINT)
+    working, log = partial(folder), log_of(folder)
     failed = log.with_suffix(".failed.json")
     for parent in (folder.parent, log.parent):
         parent.mkdir(parents=True, exist_ok=True)
@@ -70,9 +79,8 @@ def run(job: dict[str, Any], study: str) -> str:
                     _named(job, step)
                     _test(judging, folder, job)
         except (Exception, SystemExit) as error:
-            # Lightning ends a fit that Ctrl-C stops with an ordinary status, and ignores the signal from then on.
-            interrupted = signal.getsignal(signal.SIGINT) == signal.SIG_IGN != at_first
-            if interrupted or getattr(error, "code", None) == STOPPED:
+            # Lightning ends a fit that Ctrl-C stops with an ordinary status.
+            if INTERRUPTED.is_set() or getattr(error, "code", None) == STOPPED:
                 raise  # by whoever started this: no fault of the cell, which goes on another time
             # One cell's fault is no other's; what it was is kept, told by `run` and `status`, and shown in the report.
             put(failed, {"said": _sentence(error, log), "log": str(log), "step": step})
@@ -203,5 +211,7 @@ if __name__ == "__main__":
     parser.add_argument("plan", type=Path)
     parser.add_argument("group")
     arguments = parser.parse_args()
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # what runs in the background ignores it
+        signal.signal(signal.SIGINT, interrupt)
     main(arguments.plan, arguments.group)
     sys.exit()
