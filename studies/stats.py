@@ -53,8 +53,10 @@ class Difference:
 
 def spread_of(values: Sequence[float]) -> Spread:
     """Mean and standard deviation of at least one value."""
-    n = len(values)
-    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if n > 1 else math.nan, n)
+    n, largest = len(values), max(map(abs, values)) or 1.0
+    # Gradients of hard networks are so small that their squares are 0.
+    sd = largest * float(np.std(np.divide(values, largest), ddof=1)) if n > 1 else math.nan
+    return Spread(float(np.mean(values)), sd, n)
 
 
 def over_seeds(differences: Sequence[float]) -> Difference:

@@ -25,6 +25,12 @@ def test_spread_is_that_of_the_standard_library(values):
     assert spread.n == len(values)
 
 
+def test_the_smallest_values_have_a_spread_too():
+    small, large = ([1.0 * size, 2.0 * size, 4.0 * size] for size in (1e-250, 1.0))
+    assert spread_of(small).sd == pytest.approx(1e-250 * spread_of(large).sd, rel=1e-12, abs=0)
+    assert spread_of([0.0, 0.0]).sd == 0
+
+
 def test_one_seed_has_no_spread():
     spread, difference = spread_of([3.0]), over_seeds([3.0])
     assert (spread.mean, spread.n) == (3.0, 1)
