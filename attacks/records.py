@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtrit
-from scipy.stats import binom
+from scipy.special import bdtr, stdtrit
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -87,7 +86,8 @@ def median(metric: str, values: np.ndarray, unit: str, seconds: float) -> Record
     For what spreads over orders of magnitude, whose mean is that of a few images.
     """
     n = len(values)
-    low, high = np.sort(values)[np.clip(binom.ppf([0.025, 0.975], n, 0.5).astype(int) - [1, 0], 0, n - 1)]
+    ends = np.searchsorted(bdtr(np.arange(n), n, 0.5), [0.025, 0.975]) - [1, 0]  # how many lie below it, binomially
+    low, high = np.sort(values)[ends.clip(0, n - 1)]
     return Record(metric, float(np.median(values)), n, float(low), float(high), round(seconds, 3), unit=unit)
 
 

@@ -55,12 +55,12 @@ LEGEND = (
 )
 
 
-def ladder(method: str, on: Setting, compiled: bool) -> dict[str, Options]:
+def ladder(method: str, on: Setting, compiled: bool = False) -> dict[str, Options]:
     """The rungs of :data:`LADDER` that are a method's, a network's and a device's."""
     with torch.device("meta"):
         student = PAIRS[on.pair][2](FACTS)
     has = any(isinstance(module, FullPrecision) for module in student.modules())
-    asked = {FULL: on.device == "cpu" and has, COMPILED: compiled}
+    asked = {FULL: on.device == "cpu" and has, COMPILED: compiled or on.device != "cpu"}
     asked |= dict.fromkeys((SPARED, MODE, COPY), method == "ARD")  # KD crafts nothing
     return {name: given for name, given in LADDER.items() if asked.get(name, True)}
 
@@ -119,8 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for pair in options.pairs:
         on = Setting(pair, options.batch, options.steps, device=options.device)
         runs: dict[str, Run] = {"the released way": released(method, on)}
-        rungs = ladder(method, on, options.compile or on.device != "cpu")
-        runs |= {name: Ours(method, on, given) for name, given in rungs.items()}
+        runs |= {name: Ours(method, on, given) for name, given in ladder(method, on, options.compile).items()}
         taken = in_turn(runs, options.rounds, on.device, say, PAIRS[pair][0])
         title = f"{method}, {PAIRS[pair][0]}, batches of {on.batch}" + f", K = {on.steps}" * crafts
         show(out, title, columns, [cells[: len(columns)] for cells in rows(method, on, taken)])

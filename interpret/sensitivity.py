@@ -104,9 +104,9 @@ def records(values: np.ndarray, seconds: float, *, of: Of = "probabilities") -> 
     return [*middle, *binned]
 
 
-def table(amplitudes: Mapping[str, np.ndarray], title: str = "Gradient amplitudes, % of the images") -> Table:
+def table(amplitudes: Mapping[str, np.ndarray]) -> Table:
     """A column per network or temperature, a row per bin of the paper, then median, mean and number of images."""
-    shown = Table(title=title, title_style="bold")
+    shown = Table(title="Gradient amplitudes, % of the images", title_style="bold")
     shown.add_column("mean |dF/dX|")
     for name in amplitudes:
         shown.add_column(name, justify="right")

@@ -64,10 +64,10 @@ def over_seeds(differences: Sequence[float]) -> Difference:
 
     Of one seed the interval is infinite. Where all differences are the same, p is 0, and NaN if they are all 0.
     """
-    n, value = len(differences), float(np.mean(differences))
+    spread = spread_of(differences)
+    n, value, error = spread.n, spread.mean, spread.sd / math.sqrt(spread.n)
     if n < 2:
         return Difference(value, -math.inf, math.inf, math.nan, n)
-    error = float(np.std(differences, ddof=1)) / math.sqrt(n)
     half = float(stdtrit(n - 1, 0.975)) * error
     t = abs(value) / error if error else math.inf if value else math.nan
     return Difference(value, value - half, value + half, float(2 * stdtr(n - 1, -t)), n)

@@ -35,7 +35,8 @@ def make(results: Results, command: str) -> Report:
         ValueError: for tables, claims or figures that the grid does not describe as it should.
     """
     study = results.study
-    tables = [shown(each, results) for each in layout.tables(study) if each.rows]  # of a recipe's runs, at least one
+    layouts = layout.tables(study)
+    tables = [shown(each, results) for each in layouts if each.rows]
     drawn = [each for said in study.figures for each in draw(results, said)]
     pictures = [picture(each.figure, each.title, each.alt, each.caption) for each in drawn]
     return Report(
@@ -45,6 +46,7 @@ def make(results: Results, command: str) -> Report:
         [judge(results, claim) for claim in layout.claims(study)],
         {f"tables/{_file(n, table.layout.title)}.csv": table for n, table in enumerate(tables, 1)},
         {f"figures/{_file(n, each.title)}.{each.kind}": each for n, each in enumerate(pictures, 1)},
+        [each.title for each in layouts if not each.rows],
     )
 
 

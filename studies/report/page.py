@@ -25,6 +25,7 @@ class Report:
         judged: the claims.
         tables: with their figures, by the name of their file.
         pictures: by the name of their file.
+        left_out: titles of the tables of which the recipe has no run.
     """
 
     facts: Facts
@@ -33,6 +34,7 @@ class Report:
     judged: list[Judged]
     tables: dict[str, Shown]
     pictures: dict[str, Picture]
+    left_out: list[str]
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _context(report: Report) -> dict[str, Any]:
         "pictures": report.pictures,
         "diagnosed": words.tally([each.verdict for each in facts.diagnoses], WORST_FIRST),
         "unfinished": words.unfinished(facts),
-        "made": words.made(facts),
+        "made": words.made(facts, report.left_out),
         "environment": words.environment(facts),
         "contents": _contents(report, bool(tests)),
     }

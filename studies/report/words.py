@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from studies import layout
 from studies.overview import clock
 from studies.report.facts import Facts
 from studies.report.tables import Cell, Shown
@@ -132,8 +131,8 @@ def unfinished(facts: Facts) -> str:
     return f"Runs that are not finished: {', '.join(counts)}." if counts else ""
 
 
-def made(facts: Facts) -> list[str]:
-    """How the study was made, in sentences."""
+def made(facts: Facts, left_out: Sequence[str]) -> list[str]:
+    """How the study was made, in sentences; ``left_out`` are tables of which the recipe has no run."""
     study, names = facts.study, facts.results.names
     axes = "; ".join(f"{axis}: {', '.join(map(str, values))}" for axis, values in study.axes.items())
     seeds = f"up to {len(facts.seeds)} seeds" if len(facts.seeds) > 1 else "one seed"
@@ -147,8 +146,8 @@ def made(facts: Facts) -> list[str]:
             f"Fits took {clock(facts.seconds[0])} and tests {clock(facts.seconds[1])} of wall-clock time, summed over "
             f"processes of {study.threads} thread{'s' if study.threads > 1 else ''} each."
         )
-    if missing := [table.title for table in layout.tables(study) if not table.rows]:
-        said.append(f"Of these tables the recipe leaves out every run: {'; '.join(missing)}.")
+    if left_out:
+        said.append(f"Of these tables the recipe leaves out every run: {'; '.join(left_out)}.")
     differing = [key for key, values in facts.environment.items() if len(values) > 1]
     if differing:
         said.append(f"Not all ran alike: they differ in {', '.join(differing)}.")

@@ -127,4 +127,8 @@ def test_the_interval_of_a_median_is_the_sign_tests(n):
     kept = [v for v in values if stats.binomtest(int((values < v).sum()), n).pvalue > 0.05]
     assert record.value == np.median(values)
     assert record.low <= min(kept) < max(kept) <= record.high
+    mirrored = median("size", -values, "nm", 0.0)
+    assert (mirrored.low, mirrored.high) == (-record.high, -record.low)
+    below, above = (int((np.sort(values) < end).sum()) for end in (record.low, record.high))
+    assert stats.binom.cdf(above, n, 0.5) - stats.binom.cdf(below, n, 0.5) >= 0.95  # it covers what it says
     assert (record.n, record.unit, record.seconds) == (n, "nm", 0.123)

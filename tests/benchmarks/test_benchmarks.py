@@ -93,14 +93,15 @@ def test_the_ladder_has_all_that_is_on_by_default_and_then_the_lower_precision()
 
 
 def test_a_rung_that_is_none_is_left_out():
-    last = {place: list(shares.ladder("ARD", Setting(place[0], 4, device=place[1]), False))[-1] for place in PLACES}
+    last = {place: list(shares.ladder("ARD", Setting(place[0], 4, device=place[1])))[-1] for place in PLACES}
     assert last == {
         ("wrn", "cpu"): "bfloat16 by autocast",
         ("mobilenet", "cpu"): shares.FULL,
-        ("wrn", "cuda"): "bfloat16 by autocast",
-        ("mobilenet", "cuda"): "bfloat16 by autocast",
+        ("wrn", "cuda"): shares.COMPILED,
+        ("mobilenet", "cuda"): shares.COMPILED,
     }
-    ard, kd = (shares.ladder(method, Setting("mobilenet", 4), True) for method in ("ARD", "KD"))
+    assert shares.FULL not in shares.ladder("ARD", Setting("mobilenet", 4, device="cuda"))
+    ard, kd = (shares.ladder(method, Setting("mobilenet", 4), compiled=True) for method in ("ARD", "KD"))
     assert list(ard) == list(shares.LADDER)
     assert list(kd) == [name for name in ard if name not in (shares.SPARED, shares.MODE, shares.COPY)]
 

@@ -167,3 +167,19 @@ def test_words_are_understood(path, recipe, at_root, capsys) -> None:
             assert own.items() <= init["optimizer"]["init_args"].items(), cell.name
         if recipe == "quick":
             assert whole["data"]["class_path"] in ("datamodules.Digits", "datamodules.ToyRing")
+
+
+@pytest.mark.slow
+@every_grid
+def test_a_judging_is_the_same_for_all_runs(path, at_root, capsys) -> None:
+    """Whatever suite the runs' own configs name: it lies beneath the judging's."""
+    found: dict[tuple[str, str], set[str]] = {}
+    kinds = {cell.asked.configs: cell for cell in study(path.stem, "paper").cells}
+    for cell in kinds.values():
+        for name, asked in cell.judgings.items():
+            whole = printed(capsys, *cell.asked.words(), *asked.words())
+            if not whole["suite"]["attacks"]:
+                del whole["suite"]["threat"]  # of the pictures alone
+            for room in ("suite", "interpret", "shift"):
+                found.setdefault((name, room), set()).add(yaml.safe_dump(whole.get(room)))
+    assert [key for key, said in found.items() if len(said) > 1] == []

@@ -140,6 +140,15 @@ def test_what_a_recipe_departs_in_is_said_below_the_title(tmp_path):
     assert "**Recipe quick: Digits in place of CIFAR-10.**" in (tmp_path / "report" / "report.md").read_text()
 
 
+def test_a_table_without_a_run_of_the_recipe_is_named_and_not_shown(tmp_path):
+    row = {"label": "KD", "run": "KD at 40"}
+    said = {"tables": [TABLE, {**TABLE, "title": "Only at 40", "rows": [row], "against": None}]}
+    quick = {"axes": {"T": [10]}}
+    page = written(whole(tmp_path, recipe="quick", recipes={"quick": quick}, **said), tmp_path / "report")
+    assert "Of these tables the recipe leaves out every run: Only at 40." in page.said
+    assert "#table-2" not in page.attributes("href")
+
+
 def test_figures_are_carried_with_their_text(tmp_path, monkeypatch):
     figure = Figure(figsize=(3, 2))
     figure.subplots().plot([0, 1])
